@@ -1,0 +1,39 @@
+# Every target sets up .venv by itself, once, and again only when pyproject.toml has changed.
+PYTHON ?= python3
+CONFIG ?= bernoulli.yaml
+READY  := .venv/.ready
+VAE    := .venv/bin/vae
+
+.PHONY: train test lint format tensorboard clean help
+.DEFAULT_GOAL := help
+
+train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw samples from it
+	$(VAE) train --config $(CONFIG)
+
+test: lint  ## lint, then run the tests
+	.venv/bin/python -m pytest
+
+lint: $(READY)  ## check format, style and types
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+format: $(READY)  ## format the code and mend what can be mended by itself
+	.venv/bin/ruff format .
+	.venv/bin/ruff check --fix .
+
+tensorboard: $(READY)  ## watch the curves of all runs in a browser
+	.venv/bin/tensorboard --logdir runs
+
+clean:  ## remove the environment and the caches (runs/ is kept)
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "vaecli needs Python 3.11 or later; name one with: make PYTHON=python3.12 ..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@

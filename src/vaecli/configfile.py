@@ -1,0 +1,273 @@
+"""Reading a config: YAML with line numbers, overrides from the command line, and all errors at once."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from vaecli.config import Config
+from vaecli.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+_PACKAGE = Path(__file__).parent
+_SHIPPED = (_PACKAGE / "configs", _PACKAGE.parents[1] / "configs")  # an installed wheel, a checkout
+_KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, with `1e-3` read as a number as YAML 1.2 does."""
+
+
+_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+@dataclass
+class _Source:
+    """Values as written, and where each key stands."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def place(self, key: str) -> str:
+        """Where a key or, failing that, its nearest ancestor was written."""
+        while key not in self.places and "." in key:
+            key = key.rpartition(".")[0]
+        return self.places.get(key, self.places[""])
+
+
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a config: defaults, then the file, then `KEY=VALUE` overrides.
+
+    Args:
+        source: A path, or the name of a shipped config with or without `.yaml`; None for the defaults.
+        overrides: Settings such as `model.latent_dim=10`; values are YAML.
+
+    Raises:
+        ConfigError: Listing everything that is wrong, each with its place and what would be right.
+    """
+    path = None if source is None else find_config(source)
+    read = _Source(places={"": "config"}) if path is None else _read(path)
+    if path is not None and not read.problems and "name" not in read.values:
+        read.values["name"] = _run_name(path)
+    return _validate(read, overrides)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """The config with `KEY=VALUE` settings replaced. Raises ConfigError as `load_config` does."""
+    return _validate(_Source(values=config.model_dump(), places={"": "config"}), overrides)
+
+
+def parse_config(values: Mapping[str, Any]) -> Config:
+    """A config from nested dictionaries, as the YAML would be. Raises ConfigError as `load_config` does."""
+    return _validate(_Source(values=dict(values), places={"": "config"}), ())
+
+
+def dump_config(config: Config) -> str:
+    """The full config as YAML, every default written out."""
+    values = config.model_dump(mode="json")
+    layers = values["model"]["hidden_dim"]
+    values["model"]["hidden_dim"] = layers[0] if len(layers) == 1 else layers
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that ship with the package, by name."""
+    for directory in _SHIPPED:
+        if directory.is_dir():
+            return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
+    return {}
+
+
+def find_config(source: str | Path) -> Path:
+    """The file that a path or a shipped config's name stands for. Raises ConfigError."""
+    path = Path(source)
+    if path.is_file():
+        return path
+    shipped = shipped_configs()
+    name = path.stem if path.suffix in {".yaml", ".yml"} else path.name
+    if path.parent in {Path(), Path("configs")} and name in shipped:
+        return shipped[name]
+    if path.is_dir():
+        raise ConfigError([f"{path}: is a directory; name a YAML file, or one of {', '.join(shipped)}"])
+    near = difflib.get_close_matches(name, shipped, n=1)
+    hint = f"did you mean {near[0]}.yaml?" if near else f"shipped configs: {', '.join(shipped)}"
+    raise ConfigError([f"{path}: no such config; {hint}"])
+
+
+def _run_name(path: Path) -> str | None:
+    """The file's name as the name of a run's folder: whatever cannot stand in one becomes a hyphen."""
+    return re.sub(r"[^\w.+-]+|^[^A-Za-z0-9]+", "-", path.stem, flags=re.ASCII).strip("-")[:100] or None
+
+
+def _read(path: Path) -> _Source:
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
+    if len(content) > MAX_BYTES:
+        raise ConfigError([f"{path}: larger than {MAX_BYTES:,} bytes, which no config is"])
+    source = _Source(places={"": str(path)})
+    node = _compose(content, str(path))
+    if node is None:
+        raise ConfigError([f"{path}: is empty; `vae configs cat bernoulli` prints one to start from"])
+    if not isinstance(node, yaml.MappingNode):
+        found = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
+        raise ConfigError([f"{path}:1: holds {found}; a config is made of `key: value` lines"])
+    source.values = _mapping(node, "", str(path), source)
+    return source
+
+
+def _compose(content: bytes | str, place: str) -> yaml.Node | None:
+    """YAML's tree of nodes, without aliases and not too deep."""
+    depth = 0
+    try:
+        loader = _Loader(content)
+        for event in _events(loader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError([f"{place}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are not supported"])
+            if depth > MAX_DEPTH:
+                raise ConfigError([f"{place}:{event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels"])
+        return yaml.compose(content, _Loader)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = "" if mark is None else f":{mark.line + 1}"
+        raise ConfigError([f"{place}{line}: not valid YAML: {error.problem or error.context}"]) from error
+    except yaml.YAMLError as error:
+        raise ConfigError([f"{place}: not valid YAML: {' '.join(str(error).split())}"]) from error
+
+
+def _events(loader: _Loader) -> Iterator[yaml.Event]:
+    while loader.check_event():
+        yield loader.get_event()
+
+
+def _mapping(node: yaml.MappingNode, prefix: str, path: str, source: _Source) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for key_node, value_node in node.value:
+        line = f"{path}:{key_node.start_mark.line + 1}"
+        if not isinstance(key_node, yaml.ScalarNode):
+            source.problems.append(f"{line}: a key must be a name")
+            continue
+        key = f"{prefix}{key_node.value}"
+        if key_node.value in values:
+            source.problems.append(f"{line}: {key}: given twice, first at {source.places[key]}")
+            continue
+        source.places[key] = line
+        values[key_node.value] = _value(value_node, key, path, source)
+    return values
+
+
+def _value(node: yaml.Node, key: str, path: str, source: _Source) -> object:
+    if isinstance(node, yaml.MappingNode):
+        return _mapping(node, f"{key}.", path, source)
+    if isinstance(node, yaml.SequenceNode):
+        return [_value(item, key, path, source) for item in node.value]
+    try:
+        return _scalar(node)
+    except (yaml.YAMLError, ValueError) as error:
+        source.problems.append(f"{source.place(key)}: {key}: {' '.join(str(error).split())}")
+        return None
+
+
+def _scalar(node: yaml.Node) -> object:
+    loader = _Loader("")
+    try:
+        return loader.construct_object(node, deep=True)
+    finally:
+        loader.dispose()
+
+
+def _validate(source: _Source, overrides: Sequence[str]) -> Config:
+    problems = list(source.problems)
+    for text in overrides:
+        problems += _apply(source, text)
+    try:
+        config = Config.model_validate(source.values)
+    except ValidationError as error:
+        problems += [_describe(source, dict(detail)) for detail in error.errors()]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _apply(source: _Source, text: str) -> list[str]:
+    """Put one `KEY=VALUE` over the values; what is wrong with it is returned."""
+    key, equals, written = text.partition("=")
+    if not equals or not _KEY.fullmatch(key):
+        return [f"{text!r}: settings have the form KEY=VALUE, for example model.latent_dim=10"]
+    place = f"command line: {text}"
+    try:
+        node = _compose(written, place)
+    except ConfigError as error:
+        return list(error.problems)
+    inner = _Source(places={"": place, key: place})
+    value = None if node is None else _value(node, key, place, inner)
+    *parents, last = key.split(".")
+    target = source.values
+    for parent in parents:
+        below = target.get(parent)
+        target[parent] = dict(below) if isinstance(below, dict) else {}
+        target = target[parent]
+    target[last] = value
+    source.places[key] = place
+    return inner.problems
+
+
+def _describe(source: _Source, detail: dict[str, Any]) -> str:
+    """One of pydantic's findings in our words: place, key, what is wrong, what would be right."""
+    parts = [str(part) for part in detail["loc"] if isinstance(part, str) and part in _field_names()]
+    unknown = detail["type"] == "extra_forbidden"
+    if unknown:
+        parts = [str(part) for part in detail["loc"]]
+    key = ".".join(parts)
+    where = f"{source.place(key)}: {key}" if key else source.place(key)
+    if unknown:
+        near = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.5) or [
+            known for known in all_keys() if known.rpartition(".")[2] == parts[-1]
+        ]
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(all_keys())}"
+        return f"{where}: unknown key; {hint}"
+    message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+    if detail["type"] == "model_type":
+        message = "must be a section: keys on indented lines below it"
+    given = detail.get("input")
+    suffix = "" if detail["type"] == "missing" or not key else f", not {_brief(given)}"
+    if detail["type"] in {"literal_error", "value_error"} and isinstance(given, str):
+        near = difflib.get_close_matches(given, re.findall(r"'([^']*)'", message), n=1)
+        suffix += f"; did you mean {near[0]}?" if near else ""
+    return f"{where}: {message}{suffix}"
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key of the config, sections dotted: `model.latent_dim`."""
+    keys: list[str] = []
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            keys += all_keys(inner, f"{prefix}{name}.")
+        else:
+            keys.append(f"{prefix}{name}")
+    return keys
+
+
+def _field_names() -> set[str]:
+    return {part for key in all_keys() for part in key.split(".")}

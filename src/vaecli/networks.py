@@ -1,0 +1,38 @@
+"""Multi-layer perceptrons and how their parameters start."""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import nn
+
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+def perceptron(sizes: Sequence[int], activation: Literal["relu", "tanh"]) -> nn.Sequential:
+    """Linear layers of `sizes` = (inputs, hidden ..., outputs) with the activation between; no parameter is drawn."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.utils.skip_init(nn.Linear, n_in, n_out), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, scheme: Literal["torch", "normal"], generator: torch.Generator) -> None:
+    """Draw every linear layer's parameters.
+
+    Args:
+        module: Its parameters are overwritten in place.
+        scheme: "torch" for U(-1/√fan_in, 1/√fan_in), PyTorch's own; "normal" for N(0, 0.01²) (the paper, section 5,
+            read as a standard deviation of 0.01).
+        generator: On the CPU, so that the start does not depend on the device.
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            bound = 1 / math.sqrt(layer.in_features)
+            for parameter in layer.parameters():
+                if scheme == "normal":
+                    parameter.normal_(0, 0.01, generator=generator)
+                else:
+                    parameter.uniform_(-bound, bound, generator=generator)

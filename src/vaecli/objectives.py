@@ -1,0 +1,123 @@
+"""Lower bounds on the evidence, from one primitive: the importance weight.
+
+Axes: S samples, B images, D pixels, Z latent dimensions. Everything is in nats per image and to be maximised;
+the loss of training is the negative mean over the minibatch.
+"""
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vaecli.config import ObjectiveConfig
+from vaecli.distributions import DiagonalNormal, standard_normal
+from vaecli.observations import Batch
+from vaecli.vae import VAE
+
+
+class Elbo(NamedTuple):
+    """The evidence lower bound, E_q[log p(x|z)] - KL(q(z|x) ‖ p(z)), in its two terms."""
+
+    log_likelihood: Float[Tensor, " B"]
+    kl: Float[Tensor, " B"]
+
+    @property
+    def value(self) -> Float[Tensor, " B"]:
+        """The bound itself, always at KL weight 1."""
+        return self.log_likelihood - self.kl
+
+
+class Draws(NamedTuple):
+    """S reparametrised draws from the posterior of each image, and how well each explains its own image."""
+
+    posterior: DiagonalNormal
+    z: Float[Tensor, "S B Z"]
+    log_likelihood: Float[Tensor, "S B"]
+
+    @property
+    def elbo(self) -> Elbo:
+        """SGVB estimator B (paper, eq. 7): the KL term in closed form, the likelihood averaged over S."""
+        return Elbo(self.log_likelihood.mean(0), self.posterior.kl_from_standard().sum(-1))
+
+    def log_weights(self, prior: DiagonalNormal, kl_weight: float = 1.0) -> Float[Tensor, "S B"]:
+        """log w = log p(x|z) + β (log p(z) - log q(z|x)), with β = 1 unless it is being warmed up."""
+        return self.log_likelihood + kl_weight * (prior.log_prob(self.z) - self.posterior.log_prob(self.z))
+
+
+def draw(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Draws:
+    """z = μ(x) + σ(x) ⊙ ε with ε ~ N(0, I), S times for every image (paper, eq. 4), and log p(x|z) of each."""
+    posterior = vae.encoder(batch.input)
+    assert isinstance(posterior, DiagonalNormal)
+    mean = posterior.mean
+    epsilon = standard_normal((n_samples, *mean.shape), mean, generator)
+    z = mean + posterior.stddev * epsilon
+    return Draws(posterior, z, vae.decoder(z).log_prob(batch.target))
+
+
+def log_weights(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, "S B"]:
+    """Log importance weights log p(x, z) - log q(z|x) with z ~ q(z|x).
+
+    Their mean over S is SGVB estimator A (paper, eq. 6); their logsumexp less log S is the bound of Burda et al.
+    (2015, eq. 8).
+
+    Args:
+        vae: p(x|z) p(z) and q(z|x).
+        batch: What the encoder sees, and what is scored.
+        n_samples: S.
+        generator: Draws ε, on the batch's device.
+    """
+    return draw(vae, batch, n_samples, generator).log_weights(vae.prior)
+
+
+def elbo(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Elbo:
+    """The evidence lower bound by SGVB estimator B; arguments as for `log_weights`."""
+    return draw(vae, batch, n_samples, generator).elbo
+
+
+def log_evidence(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, " B"]:
+    """log p(x) ≥ E[log (1/S) Σ_s w_s]: tighter the more samples; arguments as for `log_weights`."""
+    return log_mean_exp(log_weights(vae, batch, n_samples, generator))
+
+
+def log_mean_exp(log_w: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
+    """log (1/S) Σ_s w_s."""
+    return log_w.logsumexp(0) - math.log(len(log_w))
+
+
+class Objective(Protocol):
+    """What training maximises."""
+
+    def __call__(
+        self, vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float
+    ) -> tuple[Float[Tensor, " B"], Elbo]:
+        """The bound with its gradient, and the elbo of the same draws at KL weight 1 to report."""
+        ...
+
+
+def objective(config: ObjectiveConfig) -> Objective:
+    """The objective that a config names."""
+    n_samples = config.L
+
+    def estimator_a(
+        vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float
+    ) -> tuple[Float[Tensor, " B"], Elbo]:
+        draws = draw(vae, batch, n_samples, generator)
+        return draws.log_weights(vae.prior, kl_weight).mean(0), draws.elbo
+
+    def estimator_b(
+        vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float
+    ) -> tuple[Float[Tensor, " B"], Elbo]:
+        bound = elbo(vae, batch, n_samples, generator)
+        return bound.log_likelihood - kl_weight * bound.kl, bound
+
+    def iwae(
+        vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float
+    ) -> tuple[Float[Tensor, " B"], Elbo]:
+        draws = draw(vae, batch, n_samples, generator)
+        return log_mean_exp(draws.log_weights(vae.prior, kl_weight)), draws.elbo
+
+    if config.name == "iwae":
+        return iwae
+    return estimator_a if config.estimator == "A" else estimator_b

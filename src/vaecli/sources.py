@@ -1,0 +1,144 @@
+"""Where images come from: the embedded MNIST, torchvision's data sets, and arrays of one's own."""
+
+import hashlib
+import importlib
+import lzma
+import os
+import zipfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaecli.errors import DataError
+
+Part = Literal["train", "test"]
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+_MNIST = Path(__file__).parent / "data" / "mnist"
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {f"emnist-{s}": "EMNIST" for s in EMNIST_SPLITS}
+NAMES = ("mnist", *TORCHVISION)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images as they were found: `pixels` (N, H, W), and `labels` (N,) where there are any."""
+
+    pixels: Pixels
+    labels: Labels | None = None
+
+
+def is_array(name: str) -> bool:
+    """Whether the name of a data set is the path of an array."""
+    return Path(name).suffix in {".npy", ".npz"}
+
+
+def load_mnist(part: Part) -> Source:
+    """The embedded MNIST, checked against the SHA-256 of its files. Raises DataError."""
+    prefix = "train" if part == "train" else "t10k"
+    return Source(_idx(f"{prefix}-images-idx3-ubyte"), _idx(f"{prefix}-labels-idx1-ubyte").astype(np.int64))
+
+
+def _idx(name: str) -> Pixels:
+    path = _MNIST / f"{name}.xz"
+    try:
+        content = lzma.decompress(path.read_bytes())
+    except (OSError, lzma.LZMAError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); install vaecli again") from error
+    if hashlib.sha256(content).hexdigest() != MNIST_SHA256[name]:
+        raise DataError(f"{path}: is not the file that was shipped (SHA-256 differs); install vaecli again")
+    n_axes = content[3]
+    shape = np.frombuffer(content, ">u4", count=n_axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes).reshape(tuple(map(int, shape)))
+
+
+def default_data_dir() -> Path:
+    """`VAECLI_DATA_DIR`, or the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("VAECLI_DATA_DIR") or cache / "vaecli" / "data")
+
+
+def load_torchvision(name: str, part: Part, directory: Path) -> Source:
+    """A torchvision data set, from `directory` if its files are there, else downloaded and checked. Raises DataError."""
+    try:
+        datasets = importlib.import_module("torchvision.datasets")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise DataError(
+            f"{name}: needs torchvision, which cannot be imported here ({_first_line(error)}); "
+            f"install the release that matches torch: pip install '{_matching_torchvision()}'"
+        ) from error
+    arguments: dict[str, Any] = {"root": directory, "train": part == "train"}
+    if name.startswith("emnist-"):
+        arguments["split"] = name.removeprefix("emnist-")
+    cls = getattr(datasets, TORCHVISION[name])
+    try:
+        found = _construct(cls, arguments, directory)
+        pixels, labels = found.data.numpy(), found.targets.numpy()
+    except Exception as error:  # torchvision lets through whatever sockets, archives and parsers raise
+        raise DataError(
+            f"{name}: not to be had from {directory} or the network ({_first_line(error)}); "
+            "put torchvision's files there (--data-dir or VAECLI_DATA_DIR)"
+        ) from error
+    if name.startswith("emnist-"):
+        pixels = pixels.transpose(0, 2, 1)  # EMNIST's images are stored transposed
+    return Source(_checked(pixels, name), labels.astype(np.int64))
+
+
+def _construct(cls: Any, arguments: dict[str, Any], directory: Path) -> Any:
+    try:
+        return cls(**arguments, download=False)
+    except RuntimeError:  # torchvision's word for "not there"
+        directory.mkdir(parents=True, exist_ok=True)
+        return cls(**arguments, download=True)
+
+
+def _matching_torchvision() -> str:
+    """Torch 2.N and torchvision 0.(N + 15) belong together."""
+    try:
+        return f"torchvision==0.{int(version('torch').split('.')[1]) + 15}.*"
+    except (PackageNotFoundError, ValueError, IndexError):
+        return "torchvision"
+
+
+def load_array(name: str) -> Source:
+    """A .npy or .npz file of uint8 images (N, H, W); of an .npz, `images` and, if there, `labels`. Raises DataError."""
+    path = Path(name)
+    try:
+        if path.suffix == ".npy":
+            return Source(_checked(np.load(path, mmap_mode="r", allow_pickle=False), name))
+        with np.load(path, allow_pickle=False) as archive:
+            key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
+            if key is None:
+                raise DataError(f"{name}: holds {', '.join(archive.files) or 'nothing'}; name the array `images`")
+            pixels = _checked(archive[key], name)
+            labels = archive["labels"] if "labels" in archive.files else None
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file") from error
+    except (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
+        raise DataError(f"{name}: not a readable {path.suffix} file ({_first_line(error)})") from error
+    if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
+        raise DataError(f"{name}: `labels` must be {len(pixels)} integers, not {labels.dtype} of shape {labels.shape}")
+    return Source(pixels, None if labels is None else labels.astype(np.int64))
+
+
+def _checked(pixels: Any, name: str) -> Pixels:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
+        raise DataError(
+            f"{name}: holds {pixels.dtype} of shape {tuple(pixels.shape)}; images are uint8 of shape (N, H, W)"
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
