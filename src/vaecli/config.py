@@ -148,12 +148,12 @@ class Config(Section):
         support, decoder = self.model.likelihood.support, self.model.decoder
         unused = {}
         if support is not Support.BINARY:
-            unused["data.binarize"] = f"{decoder} is not a binary likelihood"
+            unused["data.binarize"] = f"{decoder} is no binary likelihood"
         if support is not Support.UNIT_INTERVAL:
-            unused["data.dequantize"] = f"{decoder} is not a density"
+            unused["data.dequantize"] = f"{decoder} is no density"
         for key in ("mean", "min_log_sigma"):
             if key not in self.model.likelihood.settings:
-                unused[f"model.{key}"] = f"{decoder} does not have it"
+                unused[f"model.{key}"] = f"{decoder} has none"
         if self.objective.name == "iwae":
-            unused["objective.estimator"] = "iwae has one estimator"
+            unused["objective.estimator"] = "iwae has but one"
         return unused

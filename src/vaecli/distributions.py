@@ -128,6 +128,10 @@ class Conditional(nn.Module, ABC):
     def forward(self, c: Float[Tensor, "*batch context"]) -> Distribution:
         """The distribution of y given c; batch shape (*batch), event shape (D,)."""
 
+    def at_floor(self, y: Distribution) -> Tensor | None:  # noqa: ARG002
+        """Which scales of a distribution that `forward` returned sit on their floor; None where there is none."""
+        return None
+
     @abstractmethod
     def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         """The network's output at which the mean of y is `mean`, given in units of the 0..1 pixel."""
@@ -179,6 +183,11 @@ class Gaussian(Conditional):
         if self.min_log_sigma is not None:
             log_sigma = floor(log_sigma, self.min_log_sigma)
         return DiagonalNormal(_mean(output, self.link), log_sigma)
+
+    def at_floor(self, y: Distribution) -> Tensor | None:
+        """Where log σ equals `min_log_sigma`."""
+        assert isinstance(y, DiagonalNormal)
+        return None if self.min_log_sigma is None else y.log_sigma <= self.min_log_sigma
 
     def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         return _logit(mean) if self.link == "sigmoid" else mean

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Distribution
 
 from vaecli.config import ObjectiveConfig
 from vaecli.distributions import DiagonalNormal, standard_normal
@@ -34,6 +35,7 @@ class Draws(NamedTuple):
 
     posterior: DiagonalNormal
     z: Float[Tensor, "S B Z"]
+    likelihood: Distribution
     log_likelihood: Float[Tensor, "S B"]
 
     @property
@@ -53,7 +55,8 @@ def draw(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> 
     mean = posterior.mean
     epsilon = standard_normal((n_samples, *mean.shape), mean, generator)
     z = mean + posterior.stddev * epsilon
-    return Draws(posterior, z, vae.decoder(z).log_prob(batch.target))
+    likelihood = vae.decoder(z)
+    return Draws(posterior, z, likelihood, likelihood.log_prob(batch.target))
 
 
 def log_weights(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, "S B"]:

@@ -1,0 +1,46 @@
+"""vaecli: the experiment runner for Variational Auto-Encoders.
+
+Everything that a command does is one call here::
+
+    import vaecli
+
+    config = vaecli.load_config("bernoulli.yaml", ["training.epochs=5"])
+    run = vaecli.train(config)
+    run.metrics[-1]["elbo"]
+    vaecli.sample(run, 16)
+
+Importing the package costs nothing; torch is imported with the first name that needs it.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vaecli.config import Config
+    from vaecli.configfile import load_config
+    from vaecli.errors import VaecliError
+    from vaecli.generation import encode, reconstruct, sample
+    from vaecli.runs import Run, load_run
+    from vaecli.training import resume, train
+
+_HOMES = {
+    "Config": "config",
+    "Run": "runs",
+    "VaecliError": "errors",
+    "encode": "generation",
+    "load_config": "configfile",
+    "load_run": "runs",
+    "reconstruct": "generation",
+    "resume": "training",
+    "sample": "generation",
+    "train": "training",
+}
+__all__ = [
+    "Config", "Run", "VaecliError", "encode", "load_config", "load_run", "reconstruct", "resume", "sample", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"vaecli.{_HOMES[name]}"), name)

@@ -1,0 +1,57 @@
+"""`vae configs`: the configs that ship with the package."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaecli.cli.app import app, examples, note, result
+from vaecli.errors import UsageError
+
+configs = typer.Typer(
+    help="List, print and copy the configs that ship with vaecli.",
+    no_args_is_help=True,
+    epilog=examples("vae configs ls", "vae configs cp bernoulli mine.yaml"),
+)
+app.add_typer(configs, name="configs")
+
+Name = Annotated[str, typer.Argument(help="A shipped config's name, or a path.")]
+
+
+@configs.command("ls", epilog=examples("vae configs ls"))
+def ls() -> None:
+    """List the shipped configs, each with its first comment."""
+    from vaecli.configfile import shipped_configs  # noqa: PLC0415
+
+    found = shipped_configs()
+    width = max(map(len, found), default=0)
+    for name, path in found.items():
+        comments = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("#")]
+        summary = comments[1] if len(comments) > 1 else ""
+        result(f"{name:{width}}  {summary}")
+
+
+@configs.command("cat", epilog=examples("vae configs cat bernoulli", "vae configs cat tutorial > mine.yaml"))
+def cat(name: Name) -> None:
+    """Print a config as it ships, comments and all."""
+    from vaecli.configfile import find_config  # noqa: PLC0415
+
+    result(find_config(name).read_text().rstrip("\n"))
+
+
+@configs.command("cp", epilog=examples("vae configs cp bernoulli mine.yaml", "vae configs cp gaussian experiments/"))
+def cp(name: Name, target: Annotated[Path, typer.Argument(help="A file or a directory.")] = Path()) -> None:
+    """Copy a shipped config to a file of your own; nothing is overwritten."""
+    from vaecli.configfile import find_config  # noqa: PLC0415
+
+    source = find_config(name)
+    path = target / source.name if target.is_dir() else target
+    try:
+        with path.open("x") as file:
+            file.write(source.read_text())
+    except FileExistsError as error:
+        raise UsageError(f"{path}: exists already; name another file") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
+    note(f"copied; run it with: vae train --config {path}")
+    result(str(path))

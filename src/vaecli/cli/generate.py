@@ -1,0 +1,120 @@
+"""`vae sample`, `vae reconstruct` and `vae encode`: what a trained VAE does with images."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vaecli.cli.app import RUNS, Ckpt, DataDir, RunsDir, app, examples, result
+from vaecli.errors import UsageError, VaecliError
+
+if TYPE_CHECKING:
+    from vaecli.runs import Run
+
+SplitName = Annotated[Literal["train", "validation", "test"], typer.Option("--split", help="Which images.")]
+
+
+@app.command(
+    epilog=examples(
+        "vae sample --ckpt 20261122-1431",
+        "vae sample --ckpt runs/bernoulli/20261122-143125-bernoulli-s0 --n 64 --seed 1 --out new.png",
+        "vae sample --ckpt 20261122-1431 --n 10000 --draw --out draws.npy",
+    )
+)
+def sample(
+    ckpt: Ckpt,
+    n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="How many images.")] = 100,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A .png, or a .npy of float32 (n, H, W) in units of the 0..1 pixel.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random numbers.")] = 0,
+    draw: Annotated[bool, typer.Option("--draw", help="Draw pixels from p(x|z) instead of showing its mean.")] = False,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Draw new images: z from the prior, then p(x|z). Prints the file's path."""
+    _check_suffix(out, ".png", ".npy")
+    run = _find(ckpt, runs_dir)
+    path = out or _default(run, f"sample-{'draws-' if draw else ''}seed{seed}.png")
+    from vaecli.generation import sample as sample_run  # noqa: PLC0415
+    from vaecli.pictures import grid  # noqa: PLC0415
+
+    images = sample_run(run, n, seed=seed, draw=draw)
+    _save(path, images if path.suffix == ".npy" else grid(images))
+
+
+@app.command(
+    epilog=examples("vae reconstruct --ckpt 20261122-1431", "vae reconstruct --ckpt 20261122-1431 --n 40 --out r.png")
+)
+def reconstruct(
+    ckpt: Ckpt,
+    n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="How many images.")] = 20,
+    split: SplitName = "test",
+    out: Annotated[Path | None, typer.Option("--out", help="A .png.")] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Show images above their reconstructions, the mean of p(x|z) at the posterior mean. Prints the file's path."""
+    _check_suffix(out, ".png")
+    run = _find(ckpt, runs_dir)
+    from vaecli.generation import reconstruct as reconstruct_split  # noqa: PLC0415
+    from vaecli.pictures import paired_grid  # noqa: PLC0415
+
+    pair = reconstruct_split(run, n, split=split, data_dir=data_dir)
+    columns = min(10, len(pair.originals))
+    _save(out or _default(run, f"reconstruct-{split}.png"), paired_grid(*pair, columns))
+
+
+@app.command(
+    epilog=examples("vae encode --ckpt 20261122-1431", "vae encode --ckpt 20261122-1431 --split train --out z.npz")
+)
+def encode(
+    ckpt: Ckpt,
+    split: SplitName = "test",
+    out: Annotated[Path | None, typer.Option("--out", help="A .npz of mean (N, Z), stddev (N, Z) and labels.")] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Write the posterior q(z|x) of every image of a split, with its labels. Prints the file's path."""
+    _check_suffix(out, ".npz")
+    run = _find(ckpt, runs_dir)
+    from vaecli.generation import encode as encode_split  # noqa: PLC0415
+
+    encoding = encode_split(run, split=split, data_dir=data_dir)._asdict()
+    _save(out or _default(run, f"encode-{split}.npz"), {key: v for key, v in encoding.items() if v is not None})
+
+
+def _find(ckpt: str, runs_dir: Path) -> "Run":
+    from vaecli.runs import find_run  # noqa: PLC0415
+
+    return find_run(ckpt, runs_dir)
+
+
+def _check_suffix(out: Path | None, *allowed: str) -> None:
+    """Refuse a file name before any work is done."""
+    if out is not None and out.suffix not in allowed:
+        raise UsageError(f"--out {out}: must end in {' or '.join(allowed)}")
+    if out is not None and not out.parent.is_dir():
+        raise UsageError(f"--out {out}: there is no directory {out.parent}")
+
+
+def _default(run: "Run", name: str) -> Path:
+    directory = run.path / "samples"
+    return (directory if directory.is_dir() else run.path) / name
+
+
+def _save(path: Path, content: Any) -> None:
+    import numpy as np  # noqa: PLC0415
+
+    from vaecli.files import write_atomically  # noqa: PLC0415
+    from vaecli.pictures import save_png  # noqa: PLC0415
+
+    try:
+        if path.suffix == ".png":
+            save_png(path, content)
+        elif path.suffix == ".npz":
+            write_atomically(path, lambda file: np.savez_compressed(file, **content))
+        else:
+            write_atomically(path, lambda file: np.save(file, content, allow_pickle=False))
+    except OSError as error:
+        raise VaecliError(f"{path}: cannot be written: {error.strerror}") from error
+    result(str(path))

@@ -1,0 +1,96 @@
+"""How training is watched: a progress bar on a terminal, plain lines into a pipe."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rich.progress import Progress, TaskID
+
+    from vaecli.recording import Report
+    from vaecli.runs import Run
+
+
+class Watcher:
+    """Takes the news of a run; this one keeps quiet."""
+
+    run: Run | None = None
+
+    def __call__(self, report: Report) -> None:
+        """Remember which run it is about."""
+        self.run = report.run
+
+
+class Lines(Watcher):
+    """One plain line for each epoch."""
+
+    def __call__(self, report: Report) -> None:
+        """Print the end of an epoch."""
+        super().__call__(report)
+        if report.ended:
+            print(epoch_line(report), file=sys.stderr, flush=True)
+
+
+class Bar(Watcher):
+    """A bar that moves within the epoch, with a line above it for each epoch that has ended."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._task: TaskID | None = None
+
+    def __call__(self, report: Report) -> None:
+        """Move the bar."""
+        super().__call__(report)
+        total = report.config.training.epochs * report.steps
+        done = (report.epoch - 1) * report.steps + report.step
+        if self._task is None:
+            self._task = self._progress.add_task("", total=total)
+        figures = (
+            f"ELBO {report.elbo:.2f} = {report.log_likelihood:.2f} - {report.kl:.2f} nats  "
+            f"{report.images_per_second:,.0f} images/s  {clock(report.seconds_left)} left"
+        )
+        epoch = f"epoch {report.epoch}/{report.config.training.epochs}"
+        self._progress.update(self._task, completed=done, total=total, description=epoch, figures=figures)
+        if report.ended:
+            self._progress.console.print(epoch_line(report), highlight=False)
+
+
+@contextmanager
+def display(*, quiet: bool) -> Iterator[Watcher]:
+    """The watcher that suits where stderr goes."""
+    if quiet:
+        yield Watcher()
+    elif not sys.stderr.isatty():
+        yield Lines()
+    else:
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[figures]}"))
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            yield Bar(progress)
+
+
+def epoch_line(report: Report) -> str:
+    """The epoch's figures in a line."""
+    width = len(str(report.config.training.epochs))
+    line = (
+        f"epoch {report.epoch:{width}}/{report.config.training.epochs}  "
+        f"train ELBO {report.elbo:8.2f} = {report.log_likelihood:8.2f} - {report.kl:5.2f}"
+    )
+    if report.validation is not None:
+        bound = report.validation
+        line += f"  validation {bound.elbo:8.2f} = {bound.log_likelihood:8.2f} - {bound.kl:5.2f} nats"
+    line += f"  {report.images_per_second:7,.0f} images/s  {clock(report.seconds_left)} left"
+    return line + (f"  ({report.config.caveat})" if report.config.caveat else "")
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, with hours where there are any."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

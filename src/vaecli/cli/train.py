@@ -1,0 +1,139 @@
+"""`vae train`: a new run, or the rest of one."""
+
+import os
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, app, examples, note, result
+from vaecli.errors import InterruptedRunError, UsageError
+
+if TYPE_CHECKING:
+    from vaecli.config import Config
+    from vaecli.runs import Run
+
+
+@app.command(
+    epilog=examples(
+        "vae train --config bernoulli.yaml",
+        "vae train --config gaussian model.latent_dim=10 objective.L=5 --seed 1",
+        "vae train --resume 20261122-1431",
+    )
+)
+def train(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the config's, as model.latent_dim=10.")
+    ] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="A path, or the name of a shipped config.")] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run.")] = None,
+    init_from: Annotated[
+        str | None, typer.Option("--init-from", metavar="RUN", help="Start a new run from the weights of another.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same as seed=N.")] = None,
+    runs_dir: RunsDir = RUNS,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train a VAE; the last line printed is its run directory."""
+    from vaecli.configfile import load_config, override  # noqa: PLC0415
+    from vaecli.runs import find_run  # noqa: PLC0415
+
+    overrides = list(settings or [])
+    overrides += [f"device={device}"] if device is not None else []
+    overrides += [f"seed={seed}"] if seed is not None else []
+    if resume is not None:
+        if config is not None or init_from is not None:
+            raise UsageError("--resume goes on with a run's own config; leave --config and --init-from out")
+        old = find_run(resume, runs_dir)
+        chosen = override(old.config, overrides)
+    else:
+        if config is None:
+            raise UsageError("train needs --config FILE (for example --config bernoulli.yaml) or --resume RUN")
+        chosen = load_config(config, overrides)
+        old = None
+    source = None if init_from is None else find_run(init_from, runs_dir)
+    if not quiet and not as_json:
+        _note_caveats(chosen, overrides)
+    _run(chosen, old, source, runs_dir, data_dir, quiet=quiet or as_json, as_json=as_json)
+
+
+def _run(
+    config: "Config", old: "Run | None", source: "Run | None", runs_dir: Path, data_dir: Path | None, *, quiet: bool, as_json: bool
+) -> None:
+    from vaecli import training  # noqa: PLC0415
+    from vaecli.cli.progress import display  # noqa: PLC0415
+
+    stop = _StopOnSignal()
+    with display(quiet=quiet) as watcher:
+        try:
+            if old is None:
+                run = training.train(
+                    config, runs_dir=runs_dir, data_dir=data_dir, init_from=source, report=watcher, stop=stop
+                )
+            else:
+                run = training.resume(old, config, data_dir=data_dir, report=watcher, stop=stop)
+        except InterruptedRunError as error:
+            where = watcher.run or old
+            hint = "" if where is None else f"; go on with: vae train --resume {where.path}"
+            raise InterruptedRunError(f"{error}{hint}") from error
+    if as_json:
+        result({"run": str(run.path), **run.status})
+        return
+    if not quiet:
+        _summary(run)
+    result(str(run.path))
+
+
+class _StopOnSignal:
+    """Answers whether SIGINT or SIGTERM has come; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signalled = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def __call__(self) -> bool:
+        return self.signalled
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signalled:
+            os._exit(130)
+        self.signalled = True
+        note("stopping after this step; once more to leave at once")
+
+
+def _note_caveats(config: "Config", overrides: list[str]) -> None:
+    """Say once what of the config has no effect, and what its bound is not."""
+    from vaecli.config import Config  # noqa: PLC0415
+
+    written, default = config.model_dump(), Config().model_dump()
+    named = {text.partition("=")[0] for text in overrides}
+    reasons: dict[str, list[str]] = {}
+    for key, reason in config.unused_settings.items():
+        section, _, name = key.partition(".")
+        if key in named or written[section][name] != default[section][name]:
+            reasons.setdefault(reason, []).append(key)
+    for reason, keys in reasons.items():
+        note(f"{', '.join(keys)}: no effect, {reason}")
+    if config.is_relaxed:
+        note("data.binarize: none puts grey pixels into a Bernoulli: its bound is relaxed, not a likelihood")
+    if config.is_ill_posed:
+        floor = config.model.min_log_sigma
+        limit = "has no upper limit" if floor is None else f"is limited only by model.min_log_sigma: {floor}"
+        note(f"a learned scale on discrete pixels is ill-posed: the bound {limit}; data.dequantize: true mends it")
+
+
+def _summary(run: "Run") -> None:
+    from vaecli.cli.runs import figures  # noqa: PLC0415
+
+    status = run.status
+    if status.get("best"):
+        caveat = f" ({status['caveat']})" if status.get("caveat") else ""
+        note(f"{status['state']}: best validation {figures(status['best'])}, epoch {status['best']['epoch']}{caveat}")
+    note(f"samples: {run.path / 'samples' / 'prior.png'}")
+    note(f"curves:  tensorboard --logdir {run.path.parent.parent}")

@@ -1,0 +1,61 @@
+"""The device a config names, and how the processor is set up for training."""
+
+import platform
+from pathlib import Path
+
+import torch
+
+from vaecli.errors import UsageError
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device of a config's `device`; auto is CUDA where there is one, else the CPU. Raises UsageError."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }[device.type]
+    if not there:
+        raise UsageError(f"device: {name} is not there; this machine has {', '.join(available_devices())}")
+    return device
+
+
+def available_devices() -> list[str]:
+    """The devices that torch finds here."""
+    cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def flush_subnormals() -> None:
+    """Treat subnormal floats as zero on the CPU.
+
+    The moments that Adam keeps of a dead weight decay into subnormals, which are slow to compute with. Threads inherit
+    the setting when they start, so it must come before the first parallel operation of the process.
+    """
+    torch.set_flush_denormal(True)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all its work, so that a clock read next tells the truth."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def describe(device: torch.device) -> str:
+    """The device's model in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _processor()
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,232 @@
+"""The run directory: where everything about one run is, and how a run is found again. Needs no torch to be listed."""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaecli.config import Config
+from vaecli.configfile import dump_config, load_config
+from vaecli.errors import UsageError, VaecliError
+from vaecli.files import write_json, write_text
+
+if TYPE_CHECKING:
+    from vaecli.checkpoints import Checkpoint
+    from vaecli.vae import VAE
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk, seen through one of its checkpoints.
+
+    Args:
+        path: The run directory; of a checkpoint file that is in none, the file's directory.
+        file: The checkpoint that stands for the run, if one was named; None for the best, or the last.
+    """
+
+    path: Path
+    file: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The directory's name, which `--ckpt` and `--resume` take."""
+        return self.path.name
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that training goes on from."""
+        return self.path / CHECKPOINTS / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation ELBO."""
+        return self.path / CHECKPOINTS / "best.pt"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The named checkpoint; else the best, or the last where there was no validation. Raises VaecliError."""
+        for path in (self.file, self.best, self.last):
+            if path is not None and path.is_file():
+                return path
+        raise VaecliError(f"{self.path}: has no checkpoint yet")
+
+    @cached_property
+    def checkpoint(self) -> "Checkpoint":
+        """The checkpoint's content, checked. Raises VaecliError."""
+        from vaecli.checkpoints import load_checkpoint  # noqa: PLC0415 (torch)
+
+        return load_checkpoint(self.checkpoint_path)
+
+    @cached_property
+    def vae(self) -> "VAE":
+        """The trained model, on the CPU. Raises VaecliError."""
+        return self.checkpoint.build_vae()
+
+    @cached_property
+    def config(self) -> Config:
+        """What was run."""
+        written = self.path / "config.yaml"
+        return self.checkpoint.config if self.file or not written.is_file() else load_config(written)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The content of status.json; empty where there is none to read."""
+        try:
+            content = json.loads((self.path / "status.json").read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl, in the order they were written. Raises VaecliError."""
+        path = self.path / "metrics.jsonl"
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise VaecliError(f"{path}: cannot be read: {error}") from error
+
+    def write_status(self, **values: object) -> None:
+        """Replace status.json."""
+        write_json(self.path / "status.json", values | {"updated": _now().isoformat(timespec="seconds")})
+
+
+def create_run(config: Config, runs_dir: Path) -> Run:
+    """Make the directory of a new run, with its config. Raises VaecliError where it cannot be written."""
+    parent = runs_dir / (config.name or "default")
+    stem = f"{_now():%Y%m%d-%H%M%S}-{config.model.decoder}-s{config.seed}"
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        path = _new_directory(parent, stem)
+        for name in (CHECKPOINTS, "samples", "tensorboard/train", "tensorboard/validation"):
+            (path / name).mkdir(parents=True)
+        write_text(path / "config.yaml", dump_config(config))
+    except OSError as error:
+        raise VaecliError(f"{error.filename or parent}: cannot be written: {error.strerror}") from error
+    return Run(path)
+
+
+def _new_directory(parent: Path, stem: str) -> Path:
+    """Making a directory either succeeds for one process or fails: two runs of one second get two names."""
+    attempt = 1
+    while True:
+        path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            attempt += 1
+        else:
+            return path
+
+
+def record_environment(run: Run, **more: object) -> None:
+    """Write environment.json: versions, machine, git commit and the command line."""
+    values = {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "vaecli": _version("vaecli"),
+        "torch": _version("torch"),
+        "numpy": _version("numpy"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        **_git(),
+        **more,
+    }
+    write_json(run.path / "environment.json", values)
+
+
+def find_run(reference: str | Path, runs_dir: Path) -> Run:
+    """The run that a directory, a checkpoint file, a name or a unique prefix of it stands for. Raises UsageError."""
+    path = Path(reference)
+    if path.is_file():
+        return Run(path.parent.parent if path.parent.name == CHECKPOINTS else path.parent, path)
+    if _is_run(path):
+        return Run(path)
+    text = str(reference).rstrip("/")
+    matches = [
+        run for run in list_runs(runs_dir) if text and text in {run.name, f"{run.path.parent.name}/{run.name}"}
+    ] or [
+        run
+        for run in list_runs(runs_dir)
+        if text and (run.name.startswith(text) or f"{run.path.parent.name}/{run.name}".startswith(text))
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        some = ", ".join(run.name for run in matches[:5])
+        raise UsageError(f"{reference}: {len(matches)} runs begin so: {some}{', ...' if len(matches) > 5 else ''}")
+    raise UsageError(f"{reference}: no such run or checkpoint; `vae runs ls` lists the runs in {runs_dir}/")
+
+
+def load_run(reference: str | Path, runs_dir: str | Path = "runs") -> Run:
+    """A run with its `.config`, `.vae` (the best weights, on the CPU) and `.metrics`.
+
+    Args:
+        reference: A run directory, a checkpoint file, a run's name, or a unique prefix of it.
+        runs_dir: Where names are looked up.
+
+    Raises:
+        UsageError: There is no such run, or the prefix is not unique.
+    """
+    return find_run(reference, Path(runs_dir))
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """All runs below a directory, oldest first."""
+    return sorted((Run(path) for path in _directories(runs_dir)), key=lambda run: (run.name, run.path))
+
+
+def _directories(runs_dir: Path) -> Iterator[Path]:
+    for group in _subdirectories(runs_dir):
+        for path in _subdirectories(Path(group)):
+            if _is_run(path):
+                yield path
+
+
+def _subdirectories(path: Path) -> list[Path]:
+    try:
+        with os.scandir(path) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).astimezone()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, object]:
+    """The commit of the checkout that the code runs from, and whether it was changed."""
+    git = shutil.which("git")
+    root = Path(__file__).parents[2]
+    if git is None or not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
+    try:
+        commit = subprocess.run([git, "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S603
+        changes = subprocess.run([git, "-C", str(root), "status", "--porcelain"], capture_output=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit.stdout.strip(), "git_dirty": bool(changes.stdout)}

@@ -1,0 +1,120 @@
+"""The state of training: everything that, saved and restored, makes the rest of a run the same to the last bit."""
+
+import copy
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Adagrad, Adam, Optimizer
+
+from vaecli.checkpoints import Checkpoint, Progress
+from vaecli.config import Config, OptimizerConfig
+from vaecli.datasets import Images
+from vaecli.errors import VaecliError
+from vaecli.randomness import generator
+from vaecli.vae import VAE, build_vae
+
+TrainingStream = Literal["permutation", "epsilon", "pixels"]
+
+
+@dataclass
+class TrainingState:
+    """What changes while training, and what that depends on."""
+
+    config: Config
+    images: Images
+    """The training images, on the device."""
+    vae: VAE
+    optimizer: Optimizer
+    generators: dict[TrainingStream, torch.Generator]
+    progress: Progress
+    permutation: Tensor | None
+    trace: Tensor
+    """Loss, log-likelihood and KL of each step of the epoch, on the device, so that no step waits for a figure."""
+    data_sha256: str
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """⌈N/M⌉."""
+        return len(self.trace)
+
+    def capture(self, logs: Mapping[str, int]) -> Checkpoint:
+        """A copy of the whole state."""
+        return Checkpoint(
+            config=self.config,
+            image_shape=(self.images.height, self.images.width),
+            model={name: value.detach().cpu().clone() for name, value in self.vae.state_dict().items()},
+            optimizer=_on_cpu(self.optimizer.state_dict()),
+            progress=replace(self.progress),
+            generators={name: stream.get_state() for name, stream in self.generators.items()},
+            permutation=None if self.permutation is None else self.permutation.clone(),
+            trace=self.trace.cpu().clone(),
+            threads=torch.get_num_threads(),
+            data_sha256=self.data_sha256,
+            logs=dict(logs),
+        )
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go back to a captured state. Raises VaecliError where it does not fit."""
+        if checkpoint.data_sha256 != self.data_sha256:
+            raise VaecliError(f"{self.config.data.name}: is not the data that the run was trained on; it cannot go on")
+        self.load_weights(checkpoint)
+        try:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            for name, stream in self.generators.items():
+                stream.set_state(checkpoint.generators[name])
+            self.trace.copy_(checkpoint.trace)
+        except (KeyError, ValueError, RuntimeError, TypeError) as error:
+            raise VaecliError(f"the checkpoint's training state does not fit its config: {error}") from error
+        self.progress = replace(checkpoint.progress)
+        self.permutation = checkpoint.permutation
+
+    def load_weights(self, checkpoint: Checkpoint) -> None:
+        """Take a checkpoint's weights and nothing else. Raises VaecliError where they do not fit."""
+        try:
+            self.vae.load_state_dict(checkpoint.model)
+        except RuntimeError as error:
+            raise VaecliError(f"the checkpoint's weights do not fit this config: {error}") from error
+
+
+def new_state(config: Config, images: Images, device: torch.device) -> TrainingState:
+    """The state before the first step; `images` go to the device."""
+    vae = build_vae(config.model, images.pixels.shape[1], generator(config.seed, "init"), images.mean).to(device)
+    steps = -(-len(images) // config.training.batch_size)
+    return TrainingState(
+        config=config,
+        images=replace(images, pixels=images.pixels.to(device)),
+        vae=vae,
+        optimizer=build_optimizer(config.optimizer, vae),
+        generators={
+            "permutation": generator(config.seed, "permutation"),
+            "epsilon": generator(config.seed, "epsilon", device),
+            "pixels": generator(config.seed, "pixels", device),
+        },
+        progress=Progress(),
+        permutation=None,
+        trace=torch.zeros(steps, 3, device=device),
+        data_sha256=hashlib.sha256(images.pixels.numpy().data).hexdigest(),
+    )
+
+
+def build_optimizer(config: OptimizerConfig, vae: VAE) -> Optimizer:
+    """The optimiser that a config names; its step size is set at every step."""
+    if config.name == "adam":
+        return Adam(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    fused = vae.device.type == "cpu"
+    return Adagrad(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+
+
+def _on_cpu(value: Any) -> Any:
+    """A deep copy with every tensor on the CPU."""
+    if isinstance(value, Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: _on_cpu(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_on_cpu(inner) for inner in value]
+    return copy.copy(value)

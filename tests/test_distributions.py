@@ -1,0 +1,183 @@
+import math
+
+import numpy as np
+import pytest
+import scipy.integrate
+import scipy.stats
+import torch
+from torch import nn
+from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl_divergence
+
+from vaecli import distributions
+from vaecli.config import ModelConfig
+from vaecli.distributions import Conditional, DiagonalNormal, Gaussian, IndependentBernoulli, floor
+from vaecli.likelihoods import LIKELIHOODS, Support
+from vaecli.randomness import generator
+from vaecli.vae import build_vae
+
+D, Z = 6, 3
+
+
+def decoder(name: str, **settings: object) -> Conditional:
+    config = ModelConfig(decoder=name, latent_dim=Z, hidden_dim=[7], **settings)
+    return build_vae(config, D, generator(0, "init")).decoder.double()
+
+
+@pytest.fixture(params=LIKELIHOODS)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_every_decoder_returns_a_distribution_over_the_pixels(name):
+    z = torch.randn(4, 2, Z, dtype=torch.float64)
+    likelihood = decoder(name)(z)
+    assert isinstance(likelihood, Distribution)
+    assert likelihood.batch_shape == (4, 2)
+    assert likelihood.event_shape == (D,)
+    assert likelihood.mean.shape == likelihood.stddev.shape == (4, 2, D)
+    assert likelihood.log_prob(torch.zeros(2, D, dtype=torch.float64)).shape == (4, 2)
+
+
+def test_draws_have_the_mean_and_deviation_that_the_distribution_states(name):
+    likelihood = decoder(name)(torch.randn(1, Z, dtype=torch.float64).expand(40_000, Z))
+    draws = likelihood.draw(generator(1, "samples"))
+    mean, stddev = likelihood.mean[0], likelihood.stddev[0]
+    assert not draws.requires_grad
+    # five standard errors of a mean over 40,000 draws, and of a deviation (for a normal, σ/√(2n))
+    assert ((draws.mean(0) - mean).abs() < 5 * stddev / 200).all()
+    assert ((draws.std(0) - stddev).abs() < 5 * stddev / 200).all()
+    assert (likelihood.variance[0] - stddev**2).abs().max() < 1e-12
+
+
+def test_draws_come_from_the_generator_alone(name):
+    likelihood = decoder(name)(torch.zeros(5, Z, dtype=torch.float64))
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    first, again = (likelihood.draw(generator(2, "samples")) for _ in range(2))
+    assert torch.equal(first, again)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_gradients_reach_every_parameter(name):
+    model = decoder(name, min_log_sigma=None)
+    x = torch.rand(50, D, dtype=torch.float64).round()
+    model(torch.randn(50, Z, dtype=torch.float64)).log_prob(x).sum().backward()
+    for parameter in model.parameters():
+        assert (parameter.grad != 0).any()
+
+
+@pytest.mark.parametrize("mean", ["sigmoid", "linear"])
+def test_training_starts_from_the_mean_image(name, mean):
+    model = decoder(name, mean=mean)
+    target = torch.linspace(0.1, 0.9, D, dtype=torch.float64)
+    model.start_at(target)
+    nn.init.zeros_(list(model.network.children())[-1].weight)
+    assert (model(torch.randn(2, Z, dtype=torch.float64)).mean - target).abs().max() < 1e-12
+
+
+def test_a_pixel_that_is_always_off_starts_at_a_finite_logit():
+    model = decoder("bernoulli")
+    model.start_at(torch.tensor([0.0, 1.0, 0.5, 0.5, 0.5, 0.5], dtype=torch.float64))
+    bias = list(model.network.children())[-1].bias
+    # logit(0.001) = -6.9068, logit(0.999) = 6.9068
+    assert bias[:2].tolist() == pytest.approx([-6.906754778648554, 6.906754778648554], abs=1e-9)
+
+
+def test_bernoulli_log_likelihood_is_the_hand_formula():
+    p = torch.tensor([0.2, 0.7], dtype=torch.float64)
+    likelihood = IndependentBernoulli(torch.logit(p))
+    # b = (1, 0): log 0.2 + log 0.3
+    assert likelihood.log_prob(torch.tensor([1.0, 0.0]).double()).item() == pytest.approx(
+        math.log(0.2) + math.log(0.3), abs=1e-12
+    )
+    b = torch.tensor([[0.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    expected = Independent(Bernoulli(p), 1).log_prob(b)
+    assert (likelihood.log_prob(b) - expected).abs().max() < 1e-12
+
+
+def test_bernoulli_sums_to_one_over_all_images():
+    likelihood = IndependentBernoulli(torch.tensor([-3.0, 0.1, 2.0, 40.0], dtype=torch.float64))
+    images = torch.tensor(list(np.ndindex(2, 2, 2, 2)), dtype=torch.float64)
+    assert likelihood.log_prob(images).exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_bernoulli_stays_finite_where_the_probability_saturates():
+    logits = torch.tensor([-200.0, 200.0], requires_grad=True)
+    value = IndependentBernoulli(logits).log_prob(torch.tensor([1.0, 0.0]))
+    value.backward()
+    assert value.item() == -400  # log p = -softplus(200) = -200, twice
+    assert logits.grad.tolist() == [1.0, -1.0]
+
+
+def test_normal_log_density_has_all_its_constants():
+    # N(1; 0, 2²) N(-1; 1, ½²): -½(¼ + 16) - log 2 - log ½ - log 2π
+    normal = DiagonalNormal(torch.tensor([0.0, 1.0]).double(), torch.tensor([math.log(2), -math.log(2)]).double())
+    found = normal.log_prob(torch.tensor([1.0, -1.0], dtype=torch.float64)).item()
+    assert found == pytest.approx(-8.125 - math.log(2 * math.pi), abs=1e-12)
+
+
+def test_normal_agrees_with_scipy_and_torch():
+    rng = np.random.default_rng(0)
+    mean, log_sigma, y = rng.normal(size=(3, 5, D))
+    normal = DiagonalNormal(torch.tensor(mean), torch.tensor(log_sigma))
+    expected = scipy.stats.norm.logpdf(y, mean, np.exp(log_sigma)).sum(-1)
+    assert np.abs(normal.log_prob(torch.tensor(y)).numpy() - expected).max() < 1e-10
+    reference = Normal(torch.tensor(mean), torch.tensor(log_sigma).exp())
+    standard = Normal(torch.zeros(D).double(), torch.ones(D).double())
+    assert (normal.kl_from_standard() - kl_divergence(reference, standard)).abs().max() < 1e-12
+
+
+def test_kl_is_appendix_b_of_the_paper():
+    # -KL = ½ Σ (1 + log σ² - μ² - σ²); μ = (1, 0), σ = (2, ½): KL = ½(1 + 4 - 1) - log 2 and ½(¼ - 1) + log 2
+    normal = DiagonalNormal(torch.tensor([1.0, 0.0]).double(), torch.tensor([math.log(2), -math.log(2)]).double())
+    expected = [2 - math.log(2), -0.375 + math.log(2)]
+    assert normal.kl_from_standard().tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", [n for n, entry in LIKELIHOODS.items() if entry.support is Support.UNIT_INTERVAL])
+def test_densities_integrate_to_one(name):
+    likelihood = decoder(name)(torch.ones(1, Z, dtype=torch.float64))
+    one_pixel = type(likelihood)(likelihood.mean[:, :1].detach(), likelihood.log_sigma.detach().reshape(1, -1)[:, :1])
+    total, _ = scipy.integrate.quad(
+        lambda y: one_pixel.log_prob(torch.tensor([[y]], dtype=torch.float64)).exp().item(), -20, 20, epsabs=1e-10
+    )
+    assert total == pytest.approx(1, abs=1e-8)
+
+
+def test_identity_covariance_is_squared_error_up_to_a_constant():
+    likelihood = decoder("i-gaussian")(torch.ones(1, Z, dtype=torch.float64))
+    y = torch.rand(1, D, dtype=torch.float64)
+    expected = -0.5 * (y - likelihood.mean).square().sum() - 0.5 * D * math.log(2 * math.pi)
+    assert likelihood.log_prob(y).item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+def test_a_learned_scale_stops_at_its_floor_and_says_where():
+    model = decoder("gaussian", min_log_sigma=-1.0)
+    output = list(model.network.children())[-1]
+    nn.init.zeros_(output.weight)
+    output.bias.data[D:] = torch.tensor([-8.0, -2.5, -2.0, -1.9, 0.0, 4.0])  # log variances
+    likelihood = model(torch.zeros(1, Z, dtype=torch.float64))
+    assert likelihood.stddev[0].log().tolist() == pytest.approx([-1, -1, -1, -0.95, 0, 2])
+    assert model.at_floor(likelihood)[0].tolist() == [True, True, True, False, False, False]
+
+
+def test_a_scale_below_its_floor_can_rise_but_is_not_pushed_lower():
+    x = torch.tensor([-3.0, -3.0, 1.0], requires_grad=True)
+    (floor(x, -1.0) * torch.tensor([-1.0, 1.0, 1.0])).sum().backward()
+    # descent follows -gradient: the first would rise, the second would sink and is held, the third is free
+    assert x.grad.tolist() == [-1.0, 0.0, 1.0]
+
+
+def test_the_encoder_is_a_gaussian_with_free_means():
+    encoder = build_vae(ModelConfig(latent_dim=Z), D, generator(0, "init")).encoder
+    assert isinstance(encoder, Gaussian)
+    assert encoder.link == "linear"
+    assert encoder.min_log_sigma is None
+    assert encoder.at_floor(encoder(torch.zeros(1, D))) is None
+
+
+def test_the_table_names_final_classes():
+    for entry in LIKELIHOODS.values():
+        cls = getattr(distributions, entry.class_name)
+        assert issubclass(cls, Conditional)
+        assert cls.__final__
