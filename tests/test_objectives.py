@@ -38,7 +38,7 @@ class Affine(Conditional):
 
 @pytest.fixture
 def oracle():
-    """p(x|z) = N(Wz + b, σ²I) with orthogonal columns, the exact posterior as encoder, and log p(x) = N(x; b, WWᵀ + σ²I)."""
+    """p(x|z) = N(Wz + b, σ²I), W with orthogonal columns; the exact posterior; and log N(x; b, WWᵀ + σ²I)."""
     rng = torch.Generator().manual_seed(0)
     basis, _ = torch.linalg.qr(torch.randn(D, Z, generator=rng, dtype=torch.float64))
     w = basis * torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)

@@ -1,6 +1,6 @@
 """The config of a run: frozen models of the YAML. Every field has a default, so a config names only what it means."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -118,7 +118,7 @@ class Config(Section):
         return {} if value is None else value
 
     @model_validator(mode="after")
-    def _patience_needs_validation(self) -> Self:
+    def _patience_needs_validation(self) -> "Config":
         if self.training.patience is not None and self.data.validation == 0:
             raise ValueError("training.patience needs validation images, and data.validation is 0")
         return self

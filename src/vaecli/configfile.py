@@ -20,7 +20,7 @@ _SHIPPED = (_PACKAGE / "configs", _PACKAGE.parents[1] / "configs")  # an install
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
     """YAML's safe loader, with `1e-3` read as a number as YAML 1.2 does."""
 
 
@@ -39,6 +39,8 @@ class _Source:
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
+    """Keys whose value is among the problems already."""
 
     def place(self, key: str) -> str:
         """Where a key or, failing that, its nearest ancestor was written."""
@@ -79,7 +81,8 @@ def dump_config(config: Config) -> str:
     values = config.model_dump(mode="json")
     layers = values["model"]["hidden_dim"]
     values["model"]["hidden_dim"] = layers[0] if len(layers) == 1 else layers
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
+    text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
+    return text
 
 
 def shipped_configs() -> dict[str, Path]:
@@ -172,14 +175,17 @@ def _mapping(node: yaml.MappingNode, prefix: str, path: str, source: _Source) ->
 
 
 def _value(node: yaml.Node, key: str, path: str, source: _Source) -> object:
-    if isinstance(node, yaml.MappingNode):
-        return _mapping(node, f"{key}.", path, source)
-    if isinstance(node, yaml.SequenceNode):
-        return [_value(item, key, path, source) for item in node.value]
     try:
+        if not node.tag.startswith("tag:yaml.org,2002:") or "python/" in node.tag:
+            raise ValueError(f"the tag {node.tag} is not supported")
+        if isinstance(node, yaml.MappingNode):
+            return _mapping(node, f"{key}.", path, source)
+        if isinstance(node, yaml.SequenceNode):
+            return [_value(item, key, path, source) for item in node.value]
         return _scalar(node)
     except (yaml.YAMLError, ValueError) as error:
         source.problems.append(f"{source.place(key)}: {key}: {' '.join(str(error).split())}")
+        source.unread.add(key)
         return None
 
 
@@ -198,7 +204,10 @@ def _validate(source: _Source, overrides: Sequence[str]) -> Config:
     try:
         config = Config.model_validate(source.values)
     except ValidationError as error:
-        problems += [_describe(source, dict(detail)) for detail in error.errors()]
+        for detail in error.errors():
+            key = _key(dict(detail))
+            if key not in source.unread:
+                problems.append(_describe(source, key, dict(detail)))
     if problems:
         raise ConfigError(problems)
     return config
@@ -224,20 +233,22 @@ def _apply(source: _Source, text: str) -> list[str]:
         target = target[parent]
     target[last] = value
     source.places[key] = place
+    source.unread |= inner.unread
     return inner.problems
 
 
-def _describe(source: _Source, detail: dict[str, Any]) -> str:
+def _key(detail: dict[str, Any]) -> str:
+    """The dotted key that one of pydantic's findings is about; empty for the config as a whole."""
+    unknown, known = detail["type"] == "extra_forbidden", {part for key in all_keys() for part in key.split(".")}
+    return ".".join(str(part) for part in detail["loc"] if unknown or part in known)
+
+
+def _describe(source: _Source, key: str, detail: dict[str, Any]) -> str:
     """One of pydantic's findings in our words: place, key, what is wrong, what would be right."""
-    parts = [str(part) for part in detail["loc"] if isinstance(part, str) and part in _field_names()]
-    unknown = detail["type"] == "extra_forbidden"
-    if unknown:
-        parts = [str(part) for part in detail["loc"]]
-    key = ".".join(parts)
     where = f"{source.place(key)}: {key}" if key else source.place(key)
-    if unknown:
+    if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.5) or [
-            known for known in all_keys() if known.rpartition(".")[2] == parts[-1]
+            known for known in all_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]
         ]
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(all_keys())}"
         return f"{where}: unknown key; {hint}"
@@ -267,7 +278,3 @@ def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
         else:
             keys.append(f"{prefix}{name}")
     return keys
-
-
-def _field_names() -> set[str]:
-    return {part for key in all_keys() for part in key.split(".")}

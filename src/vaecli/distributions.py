@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
 from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
 from torch.nn.functional import binary_cross_entropy_with_logits, sigmoid
 
 LOG_2PI = math.log(2 * math.pi)
@@ -22,7 +23,7 @@ MeanLink = Literal["sigmoid", "linear"]
 class Factorised(Distribution, ABC):
     """A distribution of D independent dimensions, drawn from with an explicit generator."""
 
-    arg_constraints: ClassVar[dict[str, object]] = {}
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
 
     def __init__(self, parameter: Float[Tensor, "*batch D"]) -> None:
         super().__init__(parameter.shape[:-1], parameter.shape[-1:], validate_args=False)

@@ -47,7 +47,7 @@ def finite(value: Any) -> Any:
 
 
 def sync_directory(path: Path) -> None:
-    """Flush a directory, so that a rename in it survives a power cut; where directories cannot be opened, do nothing."""
+    """Flush a directory, so that a rename in it survives a power cut; do nothing where directories cannot be opened."""
     try:
         handle = os.open(path, os.O_RDONLY)
     except OSError:

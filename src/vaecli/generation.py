@@ -76,9 +76,7 @@ def reconstruct_images(
     return images.pixels.float() / 255, vae.decoder(vae.encoder(batch.input).mean).mean
 
 
-def reconstruct(
-    run: Run, n: int = 20, *, split: Split = "test", data_dir: Path | None = None
-) -> Reconstructions:
+def reconstruct(run: Run, n: int = 20, *, split: Split = "test", data_dir: Path | None = None) -> Reconstructions:
     """The first n images of a split, and the mean of p(x|z) at the posterior mean of each.
 
     Args:

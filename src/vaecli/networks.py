@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 def perceptron(sizes: Sequence[int], activation: Literal["relu", "tanh"]) -> nn.Sequential:
     """Linear layers of `sizes` = (inputs, hidden ..., outputs) with the activation between; no parameter is drawn."""
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+    for n_in, n_out in pairwise(sizes):
         layers += [nn.utils.skip_init(nn.Linear, n_in, n_out), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 

@@ -5,7 +5,9 @@ the loss of training is the negative mean over the minibatch.
 """
 
 import math
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -89,38 +91,36 @@ def log_mean_exp(log_w: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
-class Objective(Protocol):
-    """What training maximises."""
+Objective = Callable[[VAE, Batch, torch.Generator, float], tuple[Float[Tensor, " B"], Elbo]]
+"""What training maximises, given the KL weight: the bound with its gradient, and, to report, the elbo of the same draws
+at weight 1."""
 
-    def __call__(
-        self, vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float
-    ) -> tuple[Float[Tensor, " B"], Elbo]:
-        """The bound with its gradient, and the elbo of the same draws at KL weight 1 to report."""
-        ...
+
+def estimator_a(
+    vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float, *, n_samples: int
+) -> tuple[Float[Tensor, " B"], Elbo]:
+    """SGVB estimator A (paper, eq. 6): the mean log importance weight."""
+    draws = draw(vae, batch, n_samples, generator)
+    return draws.log_weights(vae.prior, kl_weight).mean(0), draws.elbo
+
+
+def estimator_b(
+    vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float, *, n_samples: int
+) -> tuple[Float[Tensor, " B"], Elbo]:
+    """SGVB estimator B (paper, eq. 7): the KL term in closed form."""
+    bound = elbo(vae, batch, n_samples, generator)
+    return bound.log_likelihood - kl_weight * bound.kl, bound
+
+
+def iwae(
+    vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float, *, n_samples: int
+) -> tuple[Float[Tensor, " B"], Elbo]:
+    """The importance-weighted bound (Burda et al. 2015, eq. 8)."""
+    draws = draw(vae, batch, n_samples, generator)
+    return log_mean_exp(draws.log_weights(vae.prior, kl_weight)), draws.elbo
 
 
 def objective(config: ObjectiveConfig) -> Objective:
     """The objective that a config names."""
-    n_samples = config.L
-
-    def estimator_a(
-        vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float
-    ) -> tuple[Float[Tensor, " B"], Elbo]:
-        draws = draw(vae, batch, n_samples, generator)
-        return draws.log_weights(vae.prior, kl_weight).mean(0), draws.elbo
-
-    def estimator_b(
-        vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float
-    ) -> tuple[Float[Tensor, " B"], Elbo]:
-        bound = elbo(vae, batch, n_samples, generator)
-        return bound.log_likelihood - kl_weight * bound.kl, bound
-
-    def iwae(
-        vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float
-    ) -> tuple[Float[Tensor, " B"], Elbo]:
-        draws = draw(vae, batch, n_samples, generator)
-        return log_mean_exp(draws.log_weights(vae.prior, kl_weight)), draws.elbo
-
-    if config.name == "iwae":
-        return iwae
-    return estimator_a if config.estimator == "A" else estimator_b
+    chosen = {("elbo", "A"): estimator_a, ("elbo", "B"): estimator_b}.get((config.name, config.estimator), iwae)
+    return partial(chosen, n_samples=config.L)

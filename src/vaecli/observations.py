@@ -1,6 +1,7 @@
 """How pixels k in 0..255 become x: binarised, dequantised or as they are, by minibatch and on the device."""
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
@@ -19,12 +20,8 @@ class Batch(NamedTuple):
     """What is scored."""
 
 
-class Observe(Protocol):
-    """Turns pixels into x, drawing whatever noise that takes from the generator."""
-
-    def __call__(self, pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:
-        """The minibatch of these pixels."""
-        ...
+Observe = Callable[[UInt8[Tensor, "B D"], torch.Generator], Batch]
+"""Turns pixels into x, drawing whatever noise that takes from the generator."""
 
 
 def binarize_dynamically(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:
@@ -41,9 +38,12 @@ def binarize_by_threshold(pixels: UInt8[Tensor, "B D"], generator: torch.Generat
 
 
 def dequantize(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:
-    """y = (k + u)/256 with u ~ U[0, 1): a density of y bounds the mass of k."""
-    u = torch.rand(pixels.shape, generator=generator, device=pixels.device)
-    y = (u + pixels) / 256
+    """y = (k + u)/256 with u ~ U[0, 1): a density of y bounds the mass of k.
+
+    u is uniform on the multiples of 2⁻¹⁶, so that float32 holds y exactly and rounding never lifts it to (k + 1)/256.
+    """
+    u = torch.randint(0, 1 << 16, pixels.shape, generator=generator, device=pixels.device, dtype=torch.int32)
+    y = (pixels.int() * (1 << 16) + u) / (1 << 24)
     return Batch(y, y)
 
 

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self
 
 import numpy as np
 import torch
@@ -91,7 +90,7 @@ class Recorder:
         self._shown: Images | None = None
         self._observe: Observe | None = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Recorder":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -136,7 +135,12 @@ class Recorder:
         curves = {tag: float(row[tag]) for tag in ("elbo", "log_likelihood", "kl")}  # type: ignore[arg-type]
         rate = float(self._state.optimizer.param_groups[0]["lr"])
         self._logs.train.scalars(curves | {"optimizer/learning_rate": rate}, progress.images)
-        self._figures |= {"epoch": progress.epoch, "images": progress.images, "seconds": row["seconds"], "train": curves}
+        self._figures |= {
+            "epoch": progress.epoch,
+            "images": progress.images,
+            "seconds": row["seconds"],
+            "train": curves,
+        }
         if validation is not None:
             self._end_validation(validation)
         self._log_pictures(progress.epoch)

@@ -70,7 +70,7 @@ def default_data_dir() -> Path:
 
 
 def load_torchvision(name: str, part: Part, directory: Path) -> Source:
-    """A torchvision data set, from `directory` if its files are there, else downloaded and checked. Raises DataError."""
+    """A torchvision data set, from `directory` if it is there, else downloaded and checked. Raises DataError."""
     try:
         datasets = importlib.import_module("torchvision.datasets")
     except (ImportError, RuntimeError, OSError) as error:
@@ -117,7 +117,7 @@ def load_array(name: str) -> Source:
     try:
         if path.suffix == ".npy":
             return Source(_checked(np.load(path, mmap_mode="r", allow_pickle=False), name))
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
             if key is None:
                 raise DataError(f"{name}: holds {', '.join(archive.files) or 'nothing'}; name the array `images`")

@@ -122,8 +122,8 @@ def _check_resumable(run: Run, checkpoint: Checkpoint, config: Config) -> None:
         raise UsageError(f"{run.name}: a run is resumed with its own config; only {', '.join(RESUMABLE)} may change")
     if epochs != old.training.epochs and config.optimizer.schedule != "constant":
         raise UsageError(
-            f"{run.name}: its {config.optimizer.schedule} schedule ends at epoch {old.training.epochs}, so it cannot be "
-            f"extended to {epochs}; start a new run from its weights: "
+            f"{run.name}: its {config.optimizer.schedule} schedule ends at epoch {old.training.epochs}, so it cannot "
+            f"be extended to {epochs}; start a new run from its weights: "
             f"vae train --config {run.path}/config.yaml --init-from {run.name} training.epochs={epochs}"
         )
     if epochs < checkpoint.progress.epoch:
@@ -175,9 +175,7 @@ def _maximise_bound(state: TrainingState, held_out: Images, record: Recorder, st
     return False
 
 
-def _run_epoch(
-    state: TrainingState, observe: Observe, maximise: Objective, record: Recorder, stop: Stop
-) -> None:
+def _run_epoch(state: TrainingState, observe: Observe, maximise: Objective, record: Recorder, stop: Stop) -> None:
     """One pass over the images in random minibatches, from wherever in it the state stands (paper, algorithm 1)."""
     vae, optimizer, progress, config = state.vae, state.optimizer, state.progress, state.config
     pixels, noise = state.images.pixels, state.generators
@@ -187,7 +185,9 @@ def _run_epoch(
     clock = time.perf_counter()
     for rows in minibatches[progress.position :]:
         batch = observe(pixels[rows], noise["pixels"])
-        bound, elbo = maximise(vae, batch, noise["epsilon"], kl_weight(config.objective, progress.step, len(minibatches)))
+        bound, elbo = maximise(
+            vae, batch, noise["epsilon"], kl_weight(config.objective, progress.step, len(minibatches))
+        )
         loss = -bound.mean()
         optimizer.zero_grad()
         loss.backward()

@@ -47,7 +47,7 @@ def note(message: str) -> None:
 def result(value: object) -> None:
     """Print a result: text as it is, anything else as one JSON object."""
     if not isinstance(value, str):
-        from vaecli.files import finite  # noqa: PLC0415
+        from vaecli.files import finite
 
         value = json.dumps(finite(value), indent=2)
     print(value, flush=True)
@@ -58,7 +58,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
-        from importlib.metadata import version as installed  # noqa: PLC0415
+        from importlib.metadata import version as installed
 
         result(f"vaecli {installed('vaecli')}")
         raise typer.Exit

@@ -35,8 +35,8 @@ def sample(
     _check_suffix(out, ".png", ".npy")
     run = _find(ckpt, runs_dir)
     path = out or _default(run, f"sample-{'draws-' if draw else ''}seed{seed}.png")
-    from vaecli.generation import sample as sample_run  # noqa: PLC0415
-    from vaecli.pictures import grid  # noqa: PLC0415
+    from vaecli.generation import sample as sample_run
+    from vaecli.pictures import grid
 
     images = sample_run(run, n, seed=seed, draw=draw)
     _save(path, images if path.suffix == ".npy" else grid(images))
@@ -56,8 +56,8 @@ def reconstruct(
     """Show images above their reconstructions, the mean of p(x|z) at the posterior mean. Prints the file's path."""
     _check_suffix(out, ".png")
     run = _find(ckpt, runs_dir)
-    from vaecli.generation import reconstruct as reconstruct_split  # noqa: PLC0415
-    from vaecli.pictures import paired_grid  # noqa: PLC0415
+    from vaecli.generation import reconstruct as reconstruct_split
+    from vaecli.pictures import paired_grid
 
     pair = reconstruct_split(run, n, split=split, data_dir=data_dir)
     columns = min(10, len(pair.originals))
@@ -77,14 +77,14 @@ def encode(
     """Write the posterior q(z|x) of every image of a split, with its labels. Prints the file's path."""
     _check_suffix(out, ".npz")
     run = _find(ckpt, runs_dir)
-    from vaecli.generation import encode as encode_split  # noqa: PLC0415
+    from vaecli.generation import encode as encode_split
 
     encoding = encode_split(run, split=split, data_dir=data_dir)._asdict()
     _save(out or _default(run, f"encode-{split}.npz"), {key: v for key, v in encoding.items() if v is not None})
 
 
 def _find(ckpt: str, runs_dir: Path) -> "Run":
-    from vaecli.runs import find_run  # noqa: PLC0415
+    from vaecli.runs import find_run
 
     return find_run(ckpt, runs_dir)
 
@@ -103,10 +103,10 @@ def _default(run: "Run", name: str) -> Path:
 
 
 def _save(path: Path, content: Any) -> None:
-    import numpy as np  # noqa: PLC0415
+    import numpy as np
 
-    from vaecli.files import write_atomically  # noqa: PLC0415
-    from vaecli.pictures import save_png  # noqa: PLC0415
+    from vaecli.files import write_atomically
+    from vaecli.pictures import save_png
 
     try:
         if path.suffix == ".png":

@@ -67,8 +67,8 @@ def display(*, quiet: bool) -> Iterator[Watcher]:
     elif not sys.stderr.isatty():
         yield Lines()
     else:
-        from rich.console import Console  # noqa: PLC0415
-        from rich.progress import BarColumn, Progress, TextColumn  # noqa: PLC0415
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn
 
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[figures]}"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

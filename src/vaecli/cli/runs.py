@@ -1,6 +1,5 @@
 """`vae runs`: what has been run."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +17,7 @@ app.add_typer(runs, name="runs")
 @runs.command("ls", epilog=examples("vae runs ls", "vae runs ls --json | jq '.[].best.elbo'"))
 def ls(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
     """List all runs, oldest first, with their best validation ELBO in nats."""
-    from vaecli.runs import list_runs  # noqa: PLC0415
+    from vaecli.runs import list_runs
 
     found = [(run, run.status) for run in list_runs(runs_dir)]
     if as_json:
@@ -43,19 +42,25 @@ def ls(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
-        cells = [cell.rjust(width) if i in {2, 3, 4} else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        cells = [
+            cell.rjust(width) if i in {2, 3, 4} else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
         result("  ".join(cells).rstrip())
 
 
-@runs.command("show", epilog=examples("vae runs show 20261122-1431", "vae runs show runs/bernoulli/20261122-143125-bernoulli-s0 --json"))
+@runs.command(
+    "show",
+    epilog=examples("vae runs show 20261122-1431", "vae runs show runs/bernoulli/20261122-143125-bernoulli-s0 --json"),
+)
 def show(
     reference: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, a name or a unique prefix of it.")],
     runs_dir: RunsDir = RUNS,
     as_json: Json = False,
 ) -> None:
     """Show one run: how it ended, its figures, and its config."""
-    from vaecli.configfile import dump_config  # noqa: PLC0415
-    from vaecli.runs import find_run  # noqa: PLC0415
+    from vaecli.configfile import dump_config
+    from vaecli.runs import find_run
 
     run = find_run(reference, runs_dir)
     status = run.status
@@ -69,9 +74,11 @@ def show(
         f"epochs      {status.get('epoch', 0)} of {status.get('epochs', '?')}, {status.get('images', 0):,} images seen",
         f"training    {status.get('seconds', 0):.1f} s",
     ]
-    for which in ("best", "last"):
-        if status.get(which):
-            lines.append(f"{which:11} {figures(status[which])}, validation, epoch {status[which]['epoch']}")
+    lines += [
+        f"{which:11} {figures(status[which])}, validation, epoch {status[which]['epoch']}"
+        for which in ("best", "last")
+        if status.get(which)
+    ]
     if status.get("caveat"):
         lines.append(f"caveat      {status['caveat']}")
     result("\n".join(lines) + "\n\n" + dump_config(run.config).rstrip())

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
 )
 def train(
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the config's, as model.latent_dim=10.")
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings over the config's, as model.latent_dim=10."),
     ] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="A path, or the name of a shipped config.")] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="A path, or the name of a shipped config.")
+    ] = None,
     resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run.")] = None,
     init_from: Annotated[
         str | None, typer.Option("--init-from", metavar="RUN", help="Start a new run from the weights of another.")
@@ -40,8 +43,8 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a VAE; the last line printed is its run directory."""
-    from vaecli.configfile import load_config, override  # noqa: PLC0415
-    from vaecli.runs import find_run  # noqa: PLC0415
+    from vaecli.configfile import load_config, override
+    from vaecli.runs import find_run
 
     overrides = list(settings or [])
     overrides += [f"device={device}"] if device is not None else []
@@ -63,10 +66,17 @@ def train(
 
 
 def _run(
-    config: "Config", old: "Run | None", source: "Run | None", runs_dir: Path, data_dir: Path | None, *, quiet: bool, as_json: bool
+    config: "Config",
+    old: "Run | None",
+    source: "Run | None",
+    runs_dir: Path,
+    data_dir: Path | None,
+    *,
+    quiet: bool,
+    as_json: bool,
 ) -> None:
-    from vaecli import training  # noqa: PLC0415
-    from vaecli.cli.progress import display  # noqa: PLC0415
+    from vaecli import training
+    from vaecli.cli.progress import display
 
     stop = _StopOnSignal()
     with display(quiet=quiet) as watcher:
@@ -109,7 +119,7 @@ class _StopOnSignal:
 
 def _note_caveats(config: "Config", overrides: list[str]) -> None:
     """Say once what of the config has no effect, and what its bound is not."""
-    from vaecli.config import Config  # noqa: PLC0415
+    from vaecli.config import Config
 
     written, default = config.model_dump(), Config().model_dump()
     named = {text.partition("=")[0] for text in overrides}
@@ -129,7 +139,7 @@ def _note_caveats(config: "Config", overrides: list[str]) -> None:
 
 
 def _summary(run: "Run") -> None:
-    from vaecli.cli.runs import figures  # noqa: PLC0415
+    from vaecli.cli.runs import figures
 
     status = run.status
     if status.get("best"):
