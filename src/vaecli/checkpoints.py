@@ -2,6 +2,7 @@
 
 import math
 import pickle
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 def load_checkpoint(path: Path) -> Checkpoint:
     """Read and check a checkpoint; nothing in it is executed. Raises VaecliError."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses at what a damaged file may be
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise VaecliError(f"{path}: holds more than tensors, numbers and strings, or is damaged; not loaded") from error
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError) as error:
@@ -113,7 +116,13 @@ def _parse(content: dict[str, Any]) -> Checkpoint:
     if not all(isinstance(side, int) and 0 < side <= 65536 for side in (height, width)):
         raise ValueError(f"image_shape is {height!r} x {width!r}")
     values["image_shape"] = (height, width)
-    return Checkpoint(**values)
+    checkpoint = Checkpoint(**values)
+    for name, kind in (("model", dict), ("optimizer", dict), ("generators", dict), ("trace", Tensor), ("threads", int)):
+        if not isinstance(values[name], kind):
+            raise TypeError(f"{name} is {type(values[name]).__name__}, not {kind.__name__}")
+    if not all(isinstance(value, Tensor) for value in (*checkpoint.model.values(), *checkpoint.generators.values())):
+        raise TypeError("model and generators hold more than tensors")
+    return checkpoint
 
 
 def _brief(error: BaseException) -> str:

@@ -140,10 +140,11 @@ def _compose(content: bytes | str, place: str) -> yaml.Node | None:
         loader = _Loader(content)
         for event in _events(loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            line = loader.line + 1
             if isinstance(event, yaml.AliasEvent):
-                raise ConfigError([f"{place}:{event.start_mark.line + 1}: aliases (*{event.anchor}) are not supported"])
+                raise ConfigError([f"{place}:{line}: aliases (*{event.anchor}) are not supported"])
             if depth > MAX_DEPTH:
-                raise ConfigError([f"{place}:{event.start_mark.line + 1}: nested deeper than {MAX_DEPTH} levels"])
+                raise ConfigError([f"{place}:{line}: nested deeper than {MAX_DEPTH} levels"])
         return yaml.compose(content, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -175,9 +176,11 @@ def _mapping(node: yaml.MappingNode, prefix: str, path: str, source: _Source) ->
 
 
 def _value(node: yaml.Node, key: str, path: str, source: _Source) -> object:
+    if not node.tag.startswith("tag:yaml.org,2002:") or "python/" in node.tag:
+        source.problems.append(f"{source.place(key)}: {key}: the tag {node.tag} is not supported")
+        source.unread.add(key)
+        return None
     try:
-        if not node.tag.startswith("tag:yaml.org,2002:") or "python/" in node.tag:
-            raise ValueError(f"the tag {node.tag} is not supported")
         if isinstance(node, yaml.MappingNode):
             return _mapping(node, f"{key}.", path, source)
         if isinstance(node, yaml.SequenceNode):

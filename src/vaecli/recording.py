@@ -1,5 +1,6 @@
 """What a run leaves behind while it trains: curves, pictures, checkpoints, status, and news for whoever watches."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from vaecli.state import TrainingState
 from vaecli.tracking import RunLogs
 
 SECONDS_PER_CHECKPOINT = 15.0
+SECONDS_PER_STATUS = 1.0
 PICTURES = 50
 """Images in each picture."""
 
@@ -85,7 +87,7 @@ class Recorder:
             raise _unwritable(error) from error
         self._best: Checkpoint | None = None
         self._figures: dict[str, object] = run.status if lengths is not None else {}
-        self._saved_at = self._began_at = time.monotonic()
+        self._saved_at = self._noted_at = self._began_at = time.monotonic()
         self._images_before, self._seconds_before = state.progress.images, state.progress.seconds
         self._shown: Images | None = None
         self._observe: Observe | None = None
@@ -145,7 +147,8 @@ class Recorder:
             self._end_validation(validation)
         self._log_pictures(progress.epoch)
         self._logs.flush()
-        self.status("running")
+        if time.monotonic() - self._noted_at > SECONDS_PER_STATUS:
+            self.status("running")
         self._report(news)
         self._save_if_due()
 
@@ -171,6 +174,7 @@ class Recorder:
             "epochs": config.training.epochs,
         }
         kept = {key: value for key, value in self._figures.items() if key not in {"state", "reason", "updated"}}
+        self._noted_at = time.monotonic()
         self._run.write_status(state=state, reason=reason, **(kept | identity))
 
     def finish(self, state: str) -> None:
@@ -209,7 +213,7 @@ class Recorder:
             self._figures["best"] = self._figures["last"]
 
     def _log_pictures(self, epoch: int) -> None:
-        if epoch > 5 and epoch % 5:
+        if epoch % _every(epoch):
             return
         assert self._shown is not None
         assert self._observe is not None
@@ -260,6 +264,11 @@ class Recorder:
     def _save_if_due(self) -> None:
         if time.monotonic() - self._saved_at > SECONDS_PER_CHECKPOINT:
             self.save()
+
+
+def _every(epoch: int) -> int:
+    """Between how many epochs pictures are logged: each of the first 5, every 5th to 50, every 50th to 500, and so on."""
+    return 1 if epoch <= 5 else 5 * 10 ** max(0, math.ceil(math.log10(epoch / 50)))
 
 
 def hparams(config: Config) -> dict[str, str | float | bool]:

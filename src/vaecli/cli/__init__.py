@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import sys
 
 from vaecli.cli.app import app
@@ -12,8 +13,9 @@ def main() -> None:
     """Run a command; an error that its user can cause becomes one message and the documented exit code."""
     for module in ("train", "generate", "runs", "configs"):  # each registers its commands, in the order of the help
         importlib.import_module(f"vaecli.cli.{module}")
+    signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))  # noqa: ARG005
     try:
-        app()
+        app(prog_name="vae")
     except VaecliError as error:
         if os.environ.get("VAECLI_DEBUG") == "1":
             raise

@@ -3,7 +3,7 @@
 import os
 import signal
 from pathlib import Path
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -78,8 +78,7 @@ def _run(
     from vaecli import training
     from vaecli.cli.progress import display
 
-    stop = _StopOnSignal()
-    with display(quiet=quiet) as watcher:
+    with _StopOnSignal() as stop, display(quiet=quiet) as watcher:
         try:
             if old is None:
                 run = training.train(
@@ -104,8 +103,14 @@ class _StopOnSignal:
 
     def __init__(self) -> None:
         self.signalled = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
+
+    def __enter__(self) -> "_StopOnSignal":
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
         return self.signalled

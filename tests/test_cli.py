@@ -1,0 +1,247 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from vaecli import cli
+from vaecli.runs import list_runs, load_run
+
+
+@pytest.fixture
+def vae(tmp_path, monkeypatch, capsys):
+    """Runs a command in an empty directory; returns its exit code and what it printed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VAECLI_DEBUG", raising=False)
+
+    def run(*arguments: object):
+        monkeypatch.setattr(sys, "argv", ["vae", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+            raise SystemExit(0)
+        out, err = capsys.readouterr()
+        return exit_.value.code or 0, out, err
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path, faces) -> Path:
+    path = tmp_path / "small.yaml"
+    values = {
+        "data": {"name": str(faces)},
+        "model": {"latent_dim": 3, "hidden_dim": 8},
+        "training": {"epochs": 2, "batch_size": 10},
+        "device": "cpu",
+    }
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.fixture
+def trained(vae, config) -> Path:
+    code, out, _ = vae("train", "--config", config)
+    assert code == 0
+    return Path(out.splitlines()[-1])
+
+
+def fresh(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """A process of its own."""
+    environment = os.environ | variables
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120)
+
+
+def test_help_and_config_errors_need_no_torch():
+    code = "import sys; from vaecli.cli import main; sys.argv = ['vae', *{}]\ntry: main()\nfinally: print('torch' in sys.modules)"
+    shown = fresh("-c", code.format(["--help"]))
+    assert shown.returncode == 0
+    assert shown.stdout.endswith("False\n")
+    for command in ("train", "sample", "reconstruct", "encode", "runs", "configs"):
+        assert command in shown.stdout
+    wrong = fresh("-c", code.format(["train", "--config", "bernoulli", "objective.L=0"]))
+    assert (wrong.returncode, wrong.stdout) == (2, "False\n")
+    listed = fresh("-c", code.format(["runs", "ls"]))
+    assert listed.stdout.endswith("False\n")
+
+
+def test_python_m_vaecli_is_vae():
+    assert fresh("-m", "vaecli", "--version").stdout.startswith("vaecli 0.")
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["train", "sample", "reconstruct", "encode", "runs ls", "runs show", "configs ls", "configs cat", "configs cp"],
+)
+def test_every_help_ends_in_examples(vae, command):
+    code, out, _ = vae(*command.split(), "--help")
+    assert code == 0
+    assert f"vae {command}" in out[out.index("Examples") :]
+
+
+def test_train_prints_its_run_directory_last_and_its_progress_beside(vae, config, tmp_path):
+    code, out, err = vae("train", "--config", config)
+    (run,) = list_runs(tmp_path / "runs")
+    assert code == 0
+    assert out == f"runs/small/{run.name}\n"
+    assert "epoch 1/2  train ELBO" in err
+    assert "completed: best validation ELBO" in err
+
+
+def test_quiet_and_json(vae, config):
+    code, out, err = vae("train", "--config", config, "--quiet")
+    assert (code, err, len(out.splitlines())) == (0, "", 1)
+    code, out, err = vae("train", "--config", config, "--json", "--seed", 5)
+    found = json.loads(out)
+    assert (code, err, found["state"], found["seed"]) == (0, "", "completed", 5)
+    assert load_run(found["run"]).status["best"] == found["best"]
+
+
+def test_settings_over_the_config(vae, config):
+    _, out, err = vae(
+        "train", "--config", config, "model.decoder=gaussian", "data.binarize=static", "model.latent_dim=2"
+    )
+    run = load_run(out.strip())
+    assert (run.config.model.decoder, run.config.model.latent_dim) == ("gaussian", 2)
+    assert "vae: data.binarize: no effect, gaussian is no binary likelihood" in err
+
+
+def test_a_relaxed_bound_is_marked_wherever_it_is_shown(vae, config):
+    mark = "relaxed, not a likelihood"
+    _, out, err = vae("train", "--config", config, "data.binarize=none")
+    assert [mark in line for line in err.splitlines() if "ELBO" in line] == [True] * 3
+    assert mark in vae("runs", "ls")[1]
+    assert mark in vae("runs", "show", out.strip())[1]
+    assert json.loads(vae("runs", "ls", "--json")[1])[0]["caveat"] == mark
+
+
+def test_an_ill_posed_bound_says_so(vae, config):
+    settings = ("model.decoder=gaussian", "data.dequantize=false", "model.min_log_sigma=null")
+    _, _, err = vae("train", "--config", config, *settings)
+    assert "ill-posed: the bound has no upper limit; data.dequantize: true mends it" in err
+
+
+def test_resume_and_init_from(vae, config, trained):
+    code, out, _ = vae("train", "--config", config, "--init-from", trained.name, "optimizer.schedule=constant")
+    new = out.splitlines()[-1]
+    assert code == 0
+    assert vae("train", "--resume", new, "training.epochs=3")[0] == 0
+    assert load_run(new).status["epoch"] == 3
+    code, _, err = vae("train", "--resume", trained.name, "training.epochs=3")
+    assert code == 2
+    assert "--init-from" in err
+
+
+def test_sample_reconstruct_encode(vae, trained):
+    code, out, _ = vae("sample", "--ckpt", trained, "--n", 9)
+    assert (code, out.strip()) == (0, f"{trained}/samples/sample-seed0.png")
+    with Image.open(out.strip()) as image:
+        assert image.size == (2 * (3 * 6 + 1), 2 * (3 * 7 + 1))
+    vae("sample", "--ckpt", trained.name[:8], "--n", 5, "--draw", "--out", "x.npy")
+    assert np.load("x.npy").shape == (5, 6, 5)
+    code, out, _ = vae("reconstruct", "--ckpt", trained / "checkpoints" / "last.pt", "--n", 3, "--split", "validation")
+    assert Path(out.strip()).name == "reconstruct-validation.png"
+    assert Path(out.strip()).exists()
+    vae("encode", "--ckpt", trained, "--split", "train", "--out", "z.npz")
+    with np.load("z.npz") as found:
+        assert {name: found[name].shape for name in found} == {"mean": (45, 3), "stddev": (45, 3), "labels": (45,)}
+
+
+def test_runs_ls_and_show(vae, trained):
+    code, out, _ = vae("runs", "ls")
+    status = load_run(trained).status
+    assert code == 0
+    assert f"small/{trained.name}" in out
+    assert f"{status['best']['elbo']:.2f}" in out
+    shown = vae("runs", "show", trained.name)[1]
+    assert "state       completed" in shown
+    assert "latent_dim: 3" in shown
+    assert json.loads(vae("runs", "show", trained.name, "--json")[1])["status"] == status
+    assert vae("runs", "ls", "--runs-dir", "none")[1:] == (
+        "", "vae: no runs in none/ yet; `vae train --config bernoulli.yaml` makes one\n",
+    )  # fmt: skip
+
+
+def test_configs(vae):
+    assert "bernoulli" in vae("configs", "ls")[1]
+    assert vae("configs", "cat", "tutorial")[1].startswith("# vae train --config tutorial.yaml")
+    assert vae("configs", "cp", "bernoulli", "mine.yaml")[1] == "mine.yaml\n"
+    code, _, err = vae("configs", "cp", "bernoulli", "mine.yaml")
+    assert code == 2
+    assert "exists already" in err
+    assert vae("configs", "cat", "bernouli")[0] == 2
+
+
+def test_usage_errors(vae, config, trained):
+    for arguments, what in (
+        (("train",), "needs --config FILE"),
+        (("train", "--resume", trained, "--config", config), "leave --config"),
+        (("train", "--config", "nothing"), "shipped configs: bernoulli"),
+        (("train", "--config", config, "data.name=imagenet"), "data.name: no data set is called 'imagenet'"),
+        (("train", "--config", config, "--device", "cuda:77"), "device: cuda:77 is not there; this machine has cpu"),
+        (("train", "--config", config, "--device", "tpu"), "device"),
+        (("train", "--config", config, "seed=-1", "objective.L=0"), "2 errors"),
+        (("sample", "--ckpt", "nothing"), "no such run or checkpoint"),
+        (("sample", "--ckpt", trained, "--out", "x.jpg"), "must end in .png or .npy"),
+        (("sample", "--ckpt", trained, "--out", "none/x.png"), "there is no directory none"),
+        (("sample", "--ckpt", trained, "--n", "0"), "--n"),
+        (("train", "--config", config, "--epochs", "3"), "No such option"),
+    ):
+        code, out, err = vae(*arguments)
+        assert (code, out) == (2, ""), arguments
+        assert what in err, arguments
+        assert "Traceback" not in err
+
+
+def test_data_errors(vae, config, faces):
+    faces.write_bytes(faces.read_bytes()[:300])
+    code, out, err = vae("train", "--config", config)
+    assert (code, out) == (3, "")
+    assert err.splitlines()[-1].startswith(f"vae: {faces}: not a readable .npz file")
+    faces.unlink()
+    assert vae("train", "--config", config)[0] == 3
+    assert not Path("runs").exists()  # nothing was begun
+
+
+def test_run_time_errors(vae, config, trained):
+    (trained / "checkpoints" / "best.pt").write_bytes(b"damaged")
+    code, _, err = vae("sample", "--ckpt", trained)
+    assert code == 1
+    assert "best.pt: " in err
+    Path("file").touch()
+    code, _, err = vae("train", "--config", config, "--runs-dir", "file")
+    assert code == 1
+    assert "cannot be written" in err
+
+
+def test_divergence(vae, config):
+    code, out, err = vae("train", "--config", config, "optimizer.learning_rate=1e30")
+    assert (code, out) == (4, "")
+    assert "vae: training diverged: at step " in err
+
+
+def test_debug_shows_the_traceback():
+    found = fresh("-m", "vaecli", "train", "--config", "nothing", VAECLI_DEBUG="1")
+    assert "Traceback" in found.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_run_that_can_be_resumed(config, tmp_path, number):
+    command = [sys.executable, "-m", "vaecli", "train", "--config", str(config), "training.epochs=100000"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if line.startswith("epoch"):
+                break
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    (run,) = list_runs(tmp_path / "runs")
+    assert (process.returncode, out) == (130, "")
+    assert f"go on with: vae train --resume runs/small/{run.name}" in err
+    assert run.status["state"] == "interrupted"
+    assert torch.load(run.last, weights_only=True)["progress"]["step"] > 0

@@ -1,0 +1,33 @@
+import json
+
+import pytest
+
+from vaecli.files import finite, write_atomically, write_json, write_text
+
+
+def test_a_file_is_replaced_whole(tmp_path):
+    path = tmp_path / "x"
+    write_text(path, "one")
+    write_text(path, "zwölf")
+    assert path.read_text(encoding="utf-8") == "zwölf"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "x"
+    write_text(path, "one")
+
+    def fail(file):
+        file.write(b"half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, fail)
+    assert path.read_text() == "one"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+def test_json_has_no_word_for_what_is_not_finite(tmp_path):
+    write_json(tmp_path / "x", {"a": [1.5, float("nan")], "b": (float("inf"), "c")})
+    assert json.loads((tmp_path / "x").read_text()) == {"a": [1.5, None], "b": [None, "c"]}
+    assert finite(-float("inf")) is None

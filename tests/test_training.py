@@ -1,0 +1,269 @@
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vaecli
+import vaecli.training
+from vaecli.checkpoints import load_checkpoint
+from vaecli.config import ObjectiveConfig, OptimizerConfig
+from vaecli.configfile import override
+from vaecli.errors import DivergedError, InterruptedRunError, UsageError, VaecliError
+from vaecli.likelihoods import LIKELIHOODS
+from vaecli.objectives import log_evidence
+from vaecli.observations import Batch
+from vaecli.randomness import generator
+from vaecli.runs import load_run
+from vaecli.tracking import EVENTS
+from vaecli.training import kl_weight, learning_rate, resume, train
+
+
+def stop_after(steps: int):
+    count = iter(range(1, 1_000_000))
+    return lambda: next(count) >= steps
+
+
+def weights(run) -> dict[str, torch.Tensor]:
+    return load_checkpoint(run.last).model
+
+
+def same(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def untimed(run) -> list[dict]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in run.metrics]
+
+
+def only_run(directory: Path):
+    (path,) = directory.glob("*/*/")
+    return load_run(path)
+
+
+@pytest.mark.parametrize("decoder", LIKELIHOODS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"objective": {"estimator": "A", "L": 3}, "optimizer": {"name": "adagrad"}},
+        {"objective": {"name": "iwae", "L": 2, "kl_warmup": 2}, "model": {"hidden_dim": [6, 5], "activation": "tanh"}},
+    ],
+    ids=["B-adam", "A-adagrad", "iwae"],
+)
+def test_a_run_is_cut_mid_epoch_and_resumed_to_the_same_bits(small, tmp_path, decoder, settings):
+    model = {"decoder": decoder} | settings.get("model", {})
+    config = small(**settings | {"model": model})
+    whole = train(config, runs_dir=tmp_path / "whole")
+    with pytest.raises(InterruptedRunError, match="stopped at step 8, in epoch 2"):
+        train(config, runs_dir=tmp_path / "cut", stop=stop_after(8))
+    cut = only_run(tmp_path / "cut")
+    assert cut.status["state"] == "interrupted"
+    resume(cut)
+    one, two = load_checkpoint(whole.last), load_checkpoint(cut.last)
+    assert same(one.model, two.model)
+    assert same(one.generators, two.generators)
+    assert str(one.optimizer) == str(two.optimizer)
+    assert untimed(whole) == untimed(cut)
+    assert same(load_checkpoint(whole.best).model, load_checkpoint(cut.best).model)
+
+
+def test_a_seed_decides_every_bit_and_another_seed_changes_them(small, tmp_path):
+    runs = [train(small(seed=seed), runs_dir=tmp_path) for seed in (0, 0, 1)]
+    assert same(weights(runs[0]), weights(runs[1]))
+    assert untimed(runs[0]) == untimed(runs[1])
+    assert not same(weights(runs[0]), weights(runs[2]))
+
+
+def test_training_leaves_the_global_generator_alone(small, tmp_path):
+    before = torch.get_rng_state()
+    train(small(), runs_dir=tmp_path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_evaluation_does_not_change_the_bits_of_training(tmp_path, images, small):
+    """The same 45 training images, once with nine more for validation and once with none."""
+    np.save(tmp_path / "more.npy", images[:54])
+    np.save(tmp_path / "less.npy", images[:45])
+    with_validation = small(data={"name": str(tmp_path / "more.npy"), "test": 0, "validation": 9})
+    without = small(data={"name": str(tmp_path / "less.npy"), "test": 0, "validation": 0})
+    one, two = train(with_validation, runs_dir=tmp_path), train(without, runs_dir=tmp_path)
+    assert same(weights(one), weights(two))
+    assert {row["split"] for row in two.metrics} == {"train"}
+    assert not two.best.exists()
+    assert two.checkpoint_path == two.last
+
+
+def test_a_run_leaves_what_it_promises(small, tmp_path):
+    seen = []
+    run = train(small(), runs_dir=tmp_path, report=seen.append)
+    rows = run.metrics
+    assert [(row["split"], row["epoch"]) for row in rows] == [
+        (split, epoch) for epoch in (1, 2, 3) for split in ("train", "validation")
+    ]
+    assert [row["images"] for row in rows[::2]] == [45, 90, 135]
+    assert [row["step"] for row in rows[::2]] == [5, 10, 15]
+    for row in rows:
+        assert row["elbo"] == pytest.approx(row["log_likelihood"] - row["kl"], abs=1e-4)
+    assert rows[0]["loss"] == pytest.approx(-rows[0]["elbo"], abs=1e-4)
+    status = run.status
+    assert (status["state"], status["epoch"], status["decoder"], status["support"]) == (
+        "completed", 3, "bernoulli", "binary",
+    )  # fmt: skip
+    best = max(rows[1::2], key=lambda row: row["elbo"])
+    assert status["best"]["elbo"] == best["elbo"]
+    assert load_checkpoint(run.best).progress.best_epoch == best["epoch"]
+    environment = json.loads((run.path / "environment.json").read_text())
+    assert environment["torch"] == torch.__version__ or torch.__version__.startswith(environment["torch"])
+    for name in ("samples/prior.png", f"tensorboard/train/{EVENTS}", f"tensorboard/validation/{EVENTS}"):
+        assert (run.path / name).stat().st_size > 0
+    assert vaecli.load_config(run.path / "config.yaml") == run.config == small()
+    assert [report.epoch for report in seen if report.ended] == [1, 2, 3]
+    assert seen[-1].seconds_left == 0
+
+
+def test_the_config_of_a_run_repeats_it(small, tmp_path):
+    run = train(small(), runs_dir=tmp_path)
+    again = train(vaecli.load_config(run.path / "config.yaml"), runs_dir=tmp_path)
+    assert again.path.parent == run.path.parent
+    assert same(weights(run), weights(again))
+
+
+def test_overfitting_100_images_reaches_the_bound_of_100_equal_masses(tmp_path):
+    """Σ p(x) ≤ 1 over 100 distinct images, so their mean log p(x) is at most -log 100 = -4.605 nats."""
+    np.save(tmp_path / "x.npy", np.tril(np.full((100, 100), 255, np.uint8)).reshape(100, 10, 10))
+    settings = [
+        f"data.name={tmp_path / 'x.npy'}", "data.validation=0", "data.test=0", "data.binarize=threshold",
+        "model.latent_dim=2", "model.hidden_dim=128", "optimizer.learning_rate=0.005",
+        "training.batch_size=25", "training.epochs=600", "device=cpu",
+    ]  # fmt: skip
+    run = train(vaecli.load_config(None, settings), runs_dir=tmp_path)
+    assert -6.5 < np.mean([row["elbo"] for row in run.metrics[-20:]]) < -math.log(100)
+    x = torch.from_numpy(np.load(tmp_path / "x.npy")).flatten(1) / 255
+    evidence = log_evidence(run.vae, Batch(x, x), 5000, generator(0, "evaluation")).mean().item()
+    assert -6 < evidence < -math.log(100)
+
+
+def test_patience_stops_a_run_as_converged(small, tmp_path):
+    config = small(training={"epochs": 400, "patience": 3}, optimizer={"learning_rate": 0.05, "schedule": "constant"})
+    run = train(config, runs_dir=tmp_path)
+    assert run.status["state"] == "converged"
+    assert run.status["epoch"] == run.status["best"]["epoch"] + 3 < 400
+    assert load_checkpoint(run.best).progress.epoch == run.status["best"]["epoch"]
+
+
+def test_a_finished_run_is_extended_as_if_it_had_been_longer(small, tmp_path):
+    constant = {"schedule": "constant"}
+    short = train(small(optimizer=constant), runs_dir=tmp_path)
+    longer = resume(short, override(short.config, ["training.epochs=5"]))
+    whole = train(small(optimizer=constant, training={"epochs": 5}), runs_dir=tmp_path)
+    assert same(weights(longer), weights(whole))
+    assert untimed(longer) == untimed(whole)
+    assert longer.status["epochs"] == 5
+    assert load_run(longer.path).config.training.epochs == 5
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_schedule_at_its_end_is_not_extended(small, tmp_path, schedule):
+    run = train(small(optimizer={"schedule": schedule}), runs_dir=tmp_path)
+    with pytest.raises(UsageError, match=f"{schedule} schedule ends at epoch 3.*--init-from"):
+        resume(run, override(run.config, ["training.epochs=5"]))
+    new = train(override(run.config, ["training.epochs=5"]), runs_dir=tmp_path, init_from=run)
+    assert new.status["epoch"] == 5
+    environment = json.loads((new.path / "environment.json").read_text())
+    assert environment["initialised_from"] == str(run.best)
+
+
+def test_weights_of_another_shape_are_no_start(small, tmp_path):
+    run = train(small(), runs_dir=tmp_path)
+    with pytest.raises(VaecliError, match="do not fit this config"):
+        train(small(model={"latent_dim": 4}), runs_dir=tmp_path, init_from=run)
+
+
+def test_a_run_is_resumed_as_what_it_was(small, tmp_path):
+    run = train(small(), runs_dir=tmp_path)
+    with pytest.raises(UsageError, match=r"only training.epochs, training.patience, device may change"):
+        resume(run, override(run.config, ["seed=1"]))
+    assert untimed(resume(run)) == untimed(run)  # a finished run is finished
+
+
+def test_other_data_under_the_same_name_are_refused(small, tmp_path, faces, images):
+    with pytest.raises(InterruptedRunError):
+        train(small(), runs_dir=tmp_path, stop=stop_after(2))
+    np.savez(faces, images=255 - images)
+    with pytest.raises(VaecliError, match="is not the data that the run was trained on"):
+        resume(only_run(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"optimizer": {"learning_rate": 1e30}}, r"at step \d+ \(epoch 1\) (the (log-likelihood|KL term)|a parameter)"),
+        (
+            {"objective": {"kl_weight": 1e6, "L": 1}, "optimizer": {"learning_rate": 1e36}},
+            r"smaller optimizer.learning_",
+        ),
+    ],
+)
+def test_a_diverged_run_names_step_and_term_and_keeps_its_last_good_checkpoint(small, tmp_path, settings, what):
+    with pytest.raises(DivergedError, match=what) as caught:
+        train(small(**settings), runs_dir=tmp_path)
+    assert caught.value.exit_code == 4
+    run = only_run(tmp_path)
+    assert run.status["state"] == "diverged"
+    assert str(caught.value) == run.status["reason"]
+    assert all(value.isfinite().all() for value in run.vae.state_dict().values())
+
+
+def test_an_unexpected_failure_is_written_down(small, tmp_path):
+    def fail(report):
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        train(small(), runs_dir=tmp_path, report=fail)
+    assert only_run(tmp_path).status["state"] == "failed"
+    assert only_run(tmp_path).status["reason"] == "RuntimeError: out of luck"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [("constant", [2, 2, 2]), ("linear", [2, 1, 0.5]), ("cosine", [2, 1, 1 - math.sqrt(0.5)])],
+)
+def test_schedules(schedule, expected):
+    config = OptimizerConfig(learning_rate=2.0, schedule=schedule)
+    # at 0, ½ and ¾ of the way: a cosine from 2 to 0 is 1 + cos(πt)
+    assert [learning_rate(config, step, 100) for step in (0, 50, 75)] == pytest.approx(expected)
+
+
+def test_kl_warmup_rises_from_zero_and_stays():
+    config = ObjectiveConfig(kl_weight=0.5, kl_warmup=2)
+    assert [kl_weight(config, step, 10) for step in (0, 5, 10, 20, 1000)] == pytest.approx([0, 0.125, 0.25, 0.5, 0.5])
+    assert kl_weight(ObjectiveConfig(), 0, 10) == 1
+
+
+def test_weight_decay_is_the_map_gradient_on_the_mean_loss(small, tmp_path):
+    """The first Adagrad step moves each parameter by lr · sign(g), where g has λθ added to it."""
+    settings = {"name": "adagrad", "learning_rate": 0.01, "schedule": "constant", "weight_decay": 1e4}
+    config = small(optimizer=settings, training={"epochs": 1, "batch_size": 45}, model={"init": "normal"})
+    run = train(config, runs_dir=tmp_path)
+    start = vaecli.training.new_state(config, _train_images(config), torch.device("cpu")).vae.state_dict()
+    for name, after in weights(run).items():
+        theta = start[name]
+        large = theta.abs() > 1e-3  # there λθ outweighs every gradient
+        assert torch.allclose(after[large], (theta - 0.01 * theta.sign())[large], atol=2e-5), name
+
+
+def _train_images(config):
+    return vaecli.training._dataset(config, None).train
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_a_run_on_cuda_is_resumed_to_the_same_bits(small, tmp_path):
+    config = small(device="cuda")
+    whole = train(config, runs_dir=tmp_path / "whole")
+    with pytest.raises(InterruptedRunError):
+        train(config, runs_dir=tmp_path / "cut", stop=stop_after(8))
+    cut = resume(only_run(tmp_path / "cut"))
+    assert same(weights(whole), weights(cut))
