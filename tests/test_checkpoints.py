@@ -53,7 +53,7 @@ def test_a_truncated_checkpoint(run, tmp_path, share):
     content = run.last.read_bytes()
     path = tmp_path / "cut.pt"
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(VaecliError, match="cut short|or is damaged"):
+    with pytest.raises(VaecliError, match=r"cut short|or is damaged"):
         load_checkpoint(path)
 
 

@@ -23,11 +23,12 @@ def vae(tmp_path, monkeypatch, capsys):
 
     def run(*arguments: object):
         monkeypatch.setattr(sys, "argv", ["vae", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit_:
+        code = 0
+        try:
             cli.main()
-            raise SystemExit(0)
-        out, err = capsys.readouterr()
-        return exit_.value.code or 0, out, err
+        except SystemExit as exit_:
+            code = exit_.code or 0
+        return code, *capsys.readouterr()
 
     return run
 
@@ -55,11 +56,15 @@ def trained(vae, config) -> Path:
 def fresh(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     """A process of its own."""
     environment = os.environ | variables
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment, timeout=120)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
 
 
 def test_help_and_config_errors_need_no_torch():
-    code = "import sys; from vaecli.cli import main; sys.argv = ['vae', *{}]\ntry: main()\nfinally: print('torch' in sys.modules)"
+    code = (
+        "import sys; from vaecli.cli import main; sys.argv = ['vae', *{}]\n"
+        "try: main()\nfinally: print('torch' in sys.modules)"
+    )
     shown = fresh("-c", code.format(["--help"]))
     assert shown.returncode == 0
     assert shown.stdout.endswith("False\n")

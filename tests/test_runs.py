@@ -35,7 +35,7 @@ def test_runs_are_listed_by_time(some, tmp_path):
 
 
 def test_a_run_is_found_by_path_name_and_prefix(some, tmp_path):
-    first, second, other = some
+    first, _, other = some
     root = tmp_path / "runs"
     for reference in (other.path, str(other.path) + "/", other.name, f"b/{other.name}", "b/", f"b/{other.name[:6]}"):
         assert find_run(reference, root).path == other.path

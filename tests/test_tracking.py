@@ -21,7 +21,7 @@ def test_tensorboard_reads_the_same_tags_of_both_splits_over_images_seen(small, 
             assert [event.value for event in board.Scalars(tag)] == pytest.approx([row[tag] for row in rows], rel=1e-6)
     tags = boards["validation"].Tags()
     assert {"reconstructions", "prior_samples"} <= set(tags["images"])
-    assert "diagnostics/kl_per_latent_dimension" in tags["histograms"]
+    assert "latent/kl_per_dimension" in tags["histograms"]
     assert "config/text_summary" in tags["tensors"]
     assert "_hparams_/experiment" in boards["validation"].summary_metadata
 

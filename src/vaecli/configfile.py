@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -137,14 +137,13 @@ def _compose(content: bytes | str, place: str) -> yaml.Node | None:
     """YAML's tree of nodes, without aliases and not too deep."""
     depth = 0
     try:
-        loader = _Loader(content)
-        for event in _events(loader):
+        for event in yaml.parse(content, _Loader):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            line = loader.line + 1
+            at = 1 + (event.start_mark.line if event.start_mark else 0)
             if isinstance(event, yaml.AliasEvent):
-                raise ConfigError([f"{place}:{line}: aliases (*{event.anchor}) are not supported"])
+                raise ConfigError([f"{place}:{at}: aliases (*{event.anchor}) are not supported"])
             if depth > MAX_DEPTH:
-                raise ConfigError([f"{place}:{line}: nested deeper than {MAX_DEPTH} levels"])
+                raise ConfigError([f"{place}:{at}: nested deeper than {MAX_DEPTH} levels"])
         return yaml.compose(content, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -152,11 +151,6 @@ def _compose(content: bytes | str, place: str) -> yaml.Node | None:
         raise ConfigError([f"{place}{line}: not valid YAML: {error.problem or error.context}"]) from error
     except yaml.YAMLError as error:
         raise ConfigError([f"{place}: not valid YAML: {' '.join(str(error).split())}"]) from error
-
-
-def _events(loader: _Loader) -> Iterator[yaml.Event]:
-    while loader.check_event():
-        yield loader.get_event()
 
 
 def _mapping(node: yaml.MappingNode, prefix: str, path: str, source: _Source) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from vaecli.tracking import RunLogs
 
 SECONDS_PER_CHECKPOINT = 15.0
 SECONDS_PER_STATUS = 1.0
-PICTURES = 50
+SAMPLES, RECONSTRUCTIONS = 50, 30
 """Images in each picture."""
 
 
@@ -103,7 +103,7 @@ class Recorder:
     def start(self, held_out: Images, observe: Observe) -> None:
         """Mark the run as running; at its very beginning, log its settings and keep its first weights."""
         images = held_out if len(held_out) else self._state.images
-        self._shown, self._observe = images.first(PICTURES // 2), observe
+        self._shown, self._observe = images.first(RECONSTRUCTIONS), observe
         self.status("running")
         if self._state.progress.step == 0:
             self._logs.validation.text("config", f"```yaml\n{dump_config(self._config)}```")
@@ -136,7 +136,8 @@ class Recorder:
         self._logs.row(row)
         curves = {tag: float(row[tag]) for tag in ("elbo", "log_likelihood", "kl")}  # type: ignore[arg-type]
         rate = float(self._state.optimizer.param_groups[0]["lr"])
-        self._logs.train.scalars(curves | {"optimizer/learning_rate": rate}, progress.images)
+        self._logs.train.scalars(curves, progress.images, self._config.caveat)
+        self._logs.train.scalars({"optimizer/learning_rate": rate}, progress.images)
         self._figures |= {
             "epoch": progress.epoch,
             "images": progress.images,
@@ -190,8 +191,9 @@ class Recorder:
             self._best = self._state.capture({})
         figures = {"elbo": bound.elbo, "log_likelihood": bound.log_likelihood, "kl": bound.kl}
         more: dict[str, float] = {"active_units": bound.active_units}
+        diagnostics = {"latent/active_units": float(bound.active_units)}
         if bound.pixels_at_floor is not None:
-            more["pixels_at_floor"] = bound.pixels_at_floor
+            more["pixels_at_floor"] = diagnostics["scale/pixels_at_floor"] = bound.pixels_at_floor
         self._logs.row(
             {
                 "split": "validation",
@@ -203,11 +205,10 @@ class Recorder:
                 **more,
             }
         )
-        self._logs.validation.scalars(
-            figures | {f"diagnostics/{tag}": value for tag, value in more.items()}, progress.images
-        )
+        self._logs.validation.scalars(figures, progress.images, self._config.caveat)
+        self._logs.validation.scalars(diagnostics, progress.images)
         heights = sorted(bound.kl_per_dimension.tolist(), reverse=True)
-        self._logs.validation.bars("diagnostics/kl_per_latent_dimension", heights, progress.images)
+        self._logs.validation.bars("latent/kl_per_dimension", heights, progress.images)
         self._figures["last"] = {"epoch": progress.epoch, **figures, **more}
         if progress.best_epoch == progress.epoch:
             self._figures["best"] = self._figures["last"]
@@ -227,7 +228,7 @@ class Recorder:
     def _prior_picture(self) -> NDArray[np.uint8]:
         state = self._state
         noise = generator(self._config.seed, "samples", state.vae.device)
-        images = sample_prior(state.vae, PICTURES, noise).cpu()
+        images = sample_prior(state.vae, SAMPLES, noise).cpu()
         return grid(images.reshape(-1, state.images.height, state.images.width).numpy(), columns=10)
 
     def _news(self, position: int, validation: Bound | None = None) -> Report:
@@ -267,17 +268,17 @@ class Recorder:
 
 
 def _every(epoch: int) -> int:
-    """Between how many epochs pictures are logged: each of the first 5, every 5th to 50, every 50th to 500, and so on."""
+    """Between how many epochs pictures are logged: every one to 5, every 5th to 50, every 50th to 500, and so on."""
     return 1 if epoch <= 5 else 5 * 10 ** max(0, math.ceil(math.log10(epoch / 50)))
 
 
 def hparams(config: Config) -> dict[str, str | float | bool]:
-    """The settings as TensorBoard's table of runs takes them: flat, and plain values only."""
-    flat: dict[str, str | float | bool] = {}
-    for key, value in config.model_dump(mode="json").items():
-        inner = {f"{key}.{name}": item for name, item in value.items()} if isinstance(value, dict) else {key: value}
-        flat |= {name: item if isinstance(item, str | float | int) else str(item) for name, item in inner.items()}
-    return flat
+    """The settings as TensorBoard's table of runs takes them: under short names, and plain values only."""
+    flat: dict[str, object] = {"caveat": config.caveat or ""}
+    for section, value in config.model_dump(mode="json").items():
+        inner = value if isinstance(value, dict) else {section: value}
+        flat |= {section if key == "name" else key: item for key, item in inner.items()}
+    return {key: item if isinstance(item, str | float | int) else str(item) for key, item in flat.items()}
 
 
 def _unwritable(error: OSError) -> VaecliError:

@@ -34,10 +34,13 @@ class EventLog:
         if self.path.stat().st_size == 0:
             self._write(Event(file_version="brain.Event:2"))
 
-    def scalars(self, values: Mapping[str, float], images: int) -> None:
-        """One point of each tag."""
+    def scalars(self, values: Mapping[str, float], images: int, caveat: str | None = None) -> None:
+        """One point of each tag; a caveat is shown beside the tags' names."""
         for tag, value in values.items():
-            self._add(summary.scalar(tag, value), images)
+            point = summary.scalar(tag, value)
+            if caveat is not None:
+                point.value[0].metadata.display_name = f"{tag} ({caveat})"
+            self._add(point, images)
 
     def bars(self, tag: str, heights: Sequence[float], images: int) -> None:
         """A histogram whose bar i, from i to i + 1, has the i-th height."""
