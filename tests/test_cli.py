@@ -188,7 +188,10 @@ def test_usage_errors(vae, config, trained):
         (("train",), "needs --config FILE"),
         (("train", "--resume", trained, "--config", config), "leave --config"),
         (("train", "--config", "nothing"), "shipped configs: bernoulli"),
-        (("train", "--config", config, "data.name=imagenet"), "data.name: no data set is called 'imagenet'"),
+        (
+            ("train", "--config", config, "data.name=imagenet"),
+            "data.name: must be the path of a .npy or .npz file, or one of 'mnist'",
+        ),
         (("train", "--config", config, "--device", "cuda:77"), "device: cuda:77 is not there; this machine has cpu"),
         (("train", "--config", config, "--device", "tpu"), "device"),
         (("train", "--config", config, "seed=-1", "objective.L=0"), "2 errors"),

@@ -62,6 +62,7 @@ def test_numbers_as_people_write_them(write, written):
         ("optimizer: {learning_rate: 0}\n", 1, "optimizer.learning_rate", "greater than 0"),
         ("model: {decoder: bernouli}\n", 1, "model.decoder", "did you mean bernoulli?"),
         ("data: {binarize: dynamc}\n", 1, "data.binarize", "did you mean dynamic?"),
+        ("data: {name: fashon-mnist}\n", 1, "data.name", "did you mean fashion-mnist?"),
         ("model: 3\n", 1, "model", "must be a section"),
         ("device: gpu\n", 1, "device", "cuda"),
         ("name: ../up\n", 1, "name", "pattern"),
@@ -155,6 +156,11 @@ def test_a_dumped_config_has_every_default_and_reads_back(write):
     assert load_config(write(text)) == config
     assert yaml.safe_load(text)["training"]["patience"] is None
     assert "hidden_dim: 500" in dump_config(Config())
+
+
+def test_an_array_is_found_again_from_any_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config(None, ["data.name=faces.npy"]).data.name == str(tmp_path / "faces.npy")
 
 
 def test_overrides_of_a_config():

@@ -4,7 +4,7 @@ import torch
 
 from vaecli.config import DataConfig
 from vaecli.datasets import Dataset
-from vaecli.errors import ConfigError, DataError
+from vaecli.errors import DataError
 from vaecli.likelihoods import Support
 
 
@@ -68,8 +68,3 @@ def test_static_binarisation_is_one_draw_for_ever(faces, images):
     assert abs(one.train.pixels.double().mean() / 255 - p.mean()) < 5 * error
     grey = Dataset(DataConfig(name=str(faces), binarize="static"), Support.UNIT_INTERVAL)
     assert len(grey.train.pixels.unique()) > 2
-
-
-def test_an_unknown_name_offers_the_nearest():
-    with pytest.raises(ConfigError, match="did you mean fashion-mnist"):
-        dataset("fashon-mnist")

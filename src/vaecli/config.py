@@ -1,10 +1,16 @@
 """The config of a run: frozen models of the YAML. Every field has a default, so a config names only what it means."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from vaecli.likelihoods import LIKELIHOODS, Likelihood, Support
+
+EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {f"emnist-{s}": "EMNIST" for s in EMNIST_SPLITS}
+"""torchvision's data sets, by our names."""
+DATA_SETS = ("mnist", *TORCHVISION)
 
 
 class Section(BaseModel):
@@ -24,13 +30,29 @@ def _known_decoder(name: str) -> str:
     return name
 
 
+def is_array(name: str) -> bool:
+    """Whether the name of a data set is the path of an array."""
+    return Path(name).suffix in {".npy", ".npz"}
+
+
+def _known_data(name: str) -> str:
+    """A data set's name, or an array's absolute path: a run must find its images again from any directory."""
+    if is_array(name):
+        return str(Path(name).absolute())
+    if name not in DATA_SETS:
+        raise ValueError(
+            f"Input should be the path of a .npy or .npz file, or one of {', '.join(map(repr, DATA_SETS))}"
+        )
+    return name
+
+
 Size = Annotated[int, Field(ge=1, le=65536)]
 
 
 class DataConfig(Section):
     """Which images, and how their pixels k in 0..255 become x."""
 
-    name: str = Field("mnist", min_length=1)
+    name: Annotated[str, AfterValidator(_known_data)] = "mnist"
     """A shipped or torchvision data set, or the path of a .npy or .npz array."""
     binarize: Literal["dynamic", "threshold", "static", "none"] = "dynamic"
     """Binary likelihoods only: b ~ Bern(k/255) drawn anew each time, b = [k > 127], b drawn once, or k/255 itself."""

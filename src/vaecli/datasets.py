@@ -1,6 +1,5 @@
 """Data sets: images as uint8 tensors, and their splits, which are the same whatever the seed."""
 
-import difflib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,20 +10,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from vaecli.config import DataConfig
-from vaecli.errors import ConfigError, DataError
+from vaecli.config import TORCHVISION, DataConfig, is_array
+from vaecli.errors import DataError
 from vaecli.likelihoods import Support
-from vaecli.sources import (
-    NAMES,
-    TORCHVISION,
-    Part,
-    Source,
-    default_data_dir,
-    is_array,
-    load_array,
-    load_mnist,
-    load_torchvision,
-)
+from vaecli.sources import Part, Source, default_data_dir, load_array, load_mnist, load_torchvision
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -63,7 +52,6 @@ class Dataset:
         data_dir: Where torchvision's files are or go; None for the default.
 
     Raises:
-        ConfigError: A name that is no data set.
         DataError: Images that are not to be had, or too few for the splits asked for.
     """
 
@@ -72,10 +60,6 @@ class Dataset:
         self._config = config
         self._static = support is Support.BINARY and config.binarize == "static"
         self._data_dir = data_dir or default_data_dir()
-        if not is_array(config.name) and config.name not in NAMES:
-            near = difflib.get_close_matches(config.name, NAMES, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(NAMES)}, or a path to .npy or .npz"
-            raise ConfigError([f"data.name: no data set is called {config.name!r}; {hint}"])
 
     def split(self, name: Split) -> Images:
         """The images of a split."""

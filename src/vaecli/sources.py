@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vaecli.config import TORCHVISION
 from vaecli.errors import DataError
 
 Part = Literal["train", "test"]
@@ -26,9 +27,6 @@ MNIST_SHA256 = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
-EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
-TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {f"emnist-{s}": "EMNIST" for s in EMNIST_SPLITS}
-NAMES = ("mnist", *TORCHVISION)
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,6 @@ class Source:
 
     pixels: Pixels
     labels: Labels | None = None
-
-
-def is_array(name: str) -> bool:
-    """Whether the name of a data set is the path of an array."""
-    return Path(name).suffix in {".npy", ".npz"}
 
 
 def load_mnist(part: Part) -> Source:
