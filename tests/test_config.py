@@ -46,6 +46,7 @@ def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
         ("bernoulli", {"data.dequantize", "model.mean", "model.min_log_sigma"}),
         ("gaussian", {"data.binarize"}),
         ("i-gaussian", {"data.binarize", "model.min_log_sigma"}),
+        ("discretized-logistic", {"data.binarize", "data.dequantize", "model.min_log_sigma"}),
     ],
 )
 def test_settings_that_do_not_apply_are_known(decoder, unused):

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import scipy.integrate
+import scipy.special
 import scipy.stats
 import torch
 from torch import nn
@@ -10,7 +11,14 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl
 
 from vaecli import distributions
 from vaecli.config import ModelConfig
-from vaecli.distributions import Conditional, DiagonalNormal, Gaussian, IndependentBernoulli, floor
+from vaecli.distributions import Conditional, Gaussian, floor
+from vaecli.factorised import (
+    ContinuousBernoulliProduct,
+    Density,
+    DiagonalNormal,
+    DiscretizedLogisticProduct,
+    IndependentBernoulli,
+)
 from vaecli.likelihoods import LIKELIHOODS, Support
 from vaecli.randomness import generator
 from vaecli.vae import build_vae
@@ -44,7 +52,8 @@ def test_draws_have_the_mean_and_deviation_that_the_distribution_states(name):
     mean, stddev = likelihood.mean[0], likelihood.stddev[0]
     assert not draws.requires_grad
     # five standard errors of a mean over 40,000 draws, and of a deviation (for a normal, σ/√(2n))
-    assert ((draws.mean(0) - mean).abs() < 5 * stddev / 200).all()
+    half_a_level = 0.5 / 255 if name == "discretized-logistic" else 0
+    assert ((draws.mean(0) - mean).abs() < 5 * stddev / 200 + half_a_level).all()
     assert ((draws.std(0) - stddev).abs() < 5 * stddev / 200).all()
     assert (likelihood.variance[0] - stddev**2).abs().max() < 1e-12
 
@@ -72,7 +81,9 @@ def test_training_starts_from_the_mean_image(name, mean):
     target = torch.linspace(0.1, 0.9, D, dtype=torch.float64)
     model.start_at(target)
     nn.init.zeros_(list(model.network.children())[-1].weight)
-    assert (model(torch.randn(2, Z, dtype=torch.float64)).mean - target).abs().max() < 1e-12
+    # the logistic's location is started there; its tails are cut off at the ends, which moves the mean a little
+    tolerance = 0.01 if name == "discretized-logistic" else 1e-12
+    assert (model(torch.randn(2, Z, dtype=torch.float64)).mean - target).abs().max() < tolerance
 
 
 def test_a_pixel_that_is_always_off_starts_at_a_finite_logit():
@@ -134,14 +145,101 @@ def test_kl_is_appendix_b_of_the_paper():
     assert normal.kl_from_standard().tolist() == pytest.approx(expected, abs=1e-12)
 
 
-@pytest.mark.parametrize("name", [n for n, entry in LIKELIHOODS.items() if entry.support is Support.UNIT_INTERVAL])
+DENSITIES = [name for name, entry in LIKELIHOODS.items() if entry.support is Support.UNIT_INTERVAL]
+
+
+def one_pixel(name: str, **settings: object) -> Conditional:
+    return build_vae(ModelConfig(decoder=name, latent_dim=Z, **settings), 1, generator(0, "init")).decoder.double()
+
+
+@pytest.mark.parametrize("name", DENSITIES)
 def test_densities_integrate_to_one(name):
-    likelihood = decoder(name)(torch.ones(1, Z, dtype=torch.float64))
-    one_pixel = type(likelihood)(likelihood.mean[:, :1].detach(), likelihood.log_sigma.detach().reshape(1, -1)[:, :1])
+    likelihood = one_pixel(name)(torch.ones(1, Z, dtype=torch.float64))
+    ends = (0, 1) if name == "continuous-bernoulli" else (-20, 20)
     total, _ = scipy.integrate.quad(
-        lambda y: one_pixel.log_prob(torch.tensor([[y]], dtype=torch.float64)).exp().item(), -20, 20, epsabs=1e-10
+        lambda y: likelihood.log_prob(torch.tensor([[y]], dtype=torch.float64)).exp().item(), *ends, epsabs=1e-10
     )
     assert total == pytest.approx(1, abs=1e-8)
+
+
+@pytest.mark.parametrize("name", DENSITIES)
+@pytest.mark.parametrize("log_sigma", [-6.9, -3.0, 0.0])
+@torch.no_grad()
+def test_the_256_levels_and_what_lies_outside_add_up_to_one(name, log_sigma):
+    model = one_pixel(name, mean="linear")
+    output = list(model.network.children())[-1]
+    nn.init.zeros_(output.weight)
+    for mean in (-0.3, 0.0, 0.4, 1.0):
+        output.bias.data[0] = 40 * mean if name == "continuous-bernoulli" else mean
+        if name == "gaussian":
+            output.bias.data[1] = 2 * log_sigma
+        if name == "sigma-gaussian":
+            model.log_sigma.data.fill_(log_sigma)
+        likelihood = model(torch.zeros(1, Z, dtype=torch.float64))
+        assert isinstance(likelihood, Density)
+        y = ((torch.arange(256, dtype=torch.float64) + 0.3) / 256)[:, None]
+        mass = likelihood.level_mass(y)
+        assert (mass.exact.exp().sum() + mass.outside.flatten()[0]).item() == pytest.approx(1, abs=1e-12)
+        assert mass.censored.exp().sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def test_level_masses_agree_with_scipy_far_into_the_tail():
+    normal = DiagonalNormal(*torch.tensor([[[0.2]], [[math.log(0.01)]]], dtype=torch.float64))
+    k = np.array([0, 51, 52, 100, 200, 255])
+    found = normal.level_mass(torch.tensor((k + 0.5) / 256)[:, None]).exact[:, 0]
+    low, high = (k / 256 - 0.2) / 0.01, ((k + 1) / 256 - 0.2) / 0.01
+    right = low + high > 0
+    low, high = np.where(right, -high, low), np.where(right, -low, high)
+    upper, lower = scipy.stats.norm.logcdf(high), scipy.stats.norm.logcdf(low)
+    assert found.numpy() == pytest.approx(upper + np.log1p(-np.exp(lower - upper)), rel=1e-9)
+    assert found[-1] < -3000  # 80 standard deviations out, where Φ itself is 1 to rounding
+
+
+@pytest.mark.parametrize("eta", [-30.0, -0.501, -0.499, -1e-3, 0.0, 1e-9, 0.5, 1.0, 7.0])
+def test_continuous_bernoulli_agrees_with_its_closed_forms_on_both_sides_of_one_half(eta):
+    likelihood = ContinuousBernoulliProduct(torch.tensor([eta], dtype=torch.float64))
+    y = torch.tensor([[0.0], [0.3], [1.0]], dtype=torch.float64)
+    weight = lambda y, power: y**power * np.exp(eta * y)  # noqa: E731
+    total, first, second = (scipy.integrate.quad(weight, 0, 1, (power,), epsabs=1e-13)[0] for power in (0, 1, 2))
+    assert likelihood.log_prob(y).numpy() == pytest.approx(eta * y[:, 0].numpy() - np.log(total), abs=1e-9)
+    assert likelihood.mean.item() == pytest.approx(first / total, abs=1e-9)
+    assert likelihood.variance.item() == pytest.approx(second / total - (first / total) ** 2, abs=1e-9)
+
+
+def test_continuous_bernoulli_is_stable_in_float32():
+    """λ = ½ exactly, logits of ±200, and a gradient that is the difference y - mean everywhere."""
+    eta = torch.tensor([-200.0, -1e-4, 0.0, 1e-4, 200.0], requires_grad=True)
+    likelihood = ContinuousBernoulliProduct(eta)
+    y = torch.full((5,), 0.25)
+    likelihood.log_prob(y).backward()
+    assert torch.allclose(eta.grad, y - likelihood.mean.detach(), atol=2e-6)
+    assert likelihood.mean[2].item() == 0.5
+    assert likelihood.mean[0].item() == pytest.approx(1 / 200)
+
+
+def test_discretized_logistic_sums_to_one_and_its_mean_is_within_half_a_level():
+    levels = torch.arange(256, dtype=torch.float64)[:, None] / 255
+    for location in (-0.1, 0.0, 0.3, 1.0):
+        for log_scale in (-8.0, -5.0, -2.0):
+            likelihood = DiscretizedLogisticProduct(*torch.tensor([[location], [log_scale]], dtype=torch.float64))
+            mass = likelihood.log_prob(levels).exp()
+            assert mass.sum().item() == pytest.approx(1, abs=1e-12)
+            assert likelihood.mean.item() == pytest.approx((mass * levels[:, 0]).sum().item(), abs=0.5 / 255)
+
+
+def test_discretized_logistic_is_the_hand_formula():
+    # s = 1 level, location level 10: P(11) = σ(1.5) - σ(0.5), P(0) = σ(-9.5), P(255) = 1 - σ(244.5) = σ(-244.5)
+    likelihood = DiscretizedLogisticProduct(*torch.tensor([[10 / 255], [-math.log(255)]], dtype=torch.float64))
+    found = likelihood.log_prob(torch.tensor([[11.0], [0.0], [255.0]], dtype=torch.float64) / 255)
+    sigma = scipy.special.expit
+    assert found.numpy() == pytest.approx([np.log(sigma(1.5) - sigma(0.5)), np.log(sigma(-9.5)), -244.5], abs=1e-6)
+
+
+def test_one_scale_is_shared_by_all_pixels_and_is_a_parameter():
+    model = decoder("sigma-gaussian")
+    assert [key for key, value in model.named_parameters() if value.shape == ()] == ["log_sigma"]
+    model.log_sigma.data.fill_(-1.5)
+    assert model(torch.randn(3, Z, dtype=torch.float64)).stddev.unique().tolist() == pytest.approx([math.exp(-1.5)])
 
 
 def test_identity_covariance_is_squared_error_up_to_a_constant():

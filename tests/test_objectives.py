@@ -8,7 +8,8 @@ from torch import nn
 from torch.distributions import MultivariateNormal
 
 from vaecli.config import ModelConfig, ObjectiveConfig
-from vaecli.distributions import Conditional, DiagonalNormal
+from vaecli.distributions import Conditional
+from vaecli.factorised import DiagonalNormal
 from vaecli.likelihoods import LIKELIHOODS
 from vaecli.objectives import draw, elbo, log_evidence, log_mean_exp, log_weights, objective
 from vaecli.observations import Batch

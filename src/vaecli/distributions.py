@@ -1,10 +1,9 @@
 """Conditional distributions p(y | c): networks whose forward pass returns a torch `Distribution`.
 
-The encoder q(z|x) and every decoder p(x|z) are of this one kind. All are factorised: given c, the D dimensions of y
-are independent, so the event shape is (D,) and `log_prob` sums over it, in nats, with every constant.
+The encoder q(z|x) and every decoder p(x|z) are of this one kind. A new decoder is one final class here and one entry in
+`vaecli.likelihoods`.
 """
 
-import math
 from abc import ABC, abstractmethod
 from typing import ClassVar, Literal, final
 
@@ -12,102 +11,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 from torch.distributions import Distribution
-from torch.distributions.constraints import Constraint
-from torch.nn.functional import binary_cross_entropy_with_logits, sigmoid
+from torch.nn.functional import sigmoid
 
-LOG_2PI = math.log(2 * math.pi)
+from vaecli.factorised import (
+    ContinuousBernoulliProduct,
+    DiagonalNormal,
+    DiscretizedLogisticProduct,
+    IndependentBernoulli,
+)
+
 MeanLink = Literal["sigmoid", "linear"]
-
-
-class Factorised(Distribution, ABC):
-    """A distribution of D independent dimensions, drawn from with an explicit generator."""
-
-    arg_constraints: ClassVar[dict[str, Constraint]] = {}
-
-    def __init__(self, parameter: Float[Tensor, "*batch D"]) -> None:
-        super().__init__(parameter.shape[:-1], parameter.shape[-1:], validate_args=False)
-
-    @abstractmethod
-    def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
-        """One draw of y; no gradient flows through it."""
-
-
-@final
-class DiagonalNormal(Factorised):
-    """N(y; μ, diag σ²), by its mean μ and log σ (which may broadcast against the mean)."""
-
-    def __init__(self, mean: Float[Tensor, "*batch D"], log_sigma: Float[Tensor, "..."]) -> None:
-        super().__init__(mean)
-        self._mean = mean
-        self.log_sigma = log_sigma
-
-    @property
-    def mean(self) -> Float[Tensor, "*batch D"]:
-        """μ."""
-        return self._mean
-
-    @property
-    def stddev(self) -> Float[Tensor, "*batch D"]:
-        """σ."""
-        return self.log_sigma.exp().expand_as(self._mean)
-
-    @property
-    def variance(self) -> Float[Tensor, "*batch D"]:
-        """σ²."""
-        return (2 * self.log_sigma).exp().expand_as(self._mean)
-
-    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """log N = -Σ_d [½ ((y_d - μ_d)/σ_d)² + log σ_d + ½ log 2π], in nats."""
-        error = (value - self._mean) * (-self.log_sigma).exp()
-        return -(0.5 * error.square() + self.log_sigma).sum(-1) - 0.5 * LOG_2PI * value.shape[-1]
-
-    def kl_from_standard(self) -> Float[Tensor, "*batch D"]:
-        """KL(N(μ, σ²) ‖ N(0, 1)) = -½ (1 + log σ² - μ² - σ²) of each dimension, in nats (paper, appendix B)."""
-        return 0.5 * (self._mean.square() + self.variance - 1) - self.log_sigma
-
-    def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
-        """y = μ + σ ⊙ ε."""
-        return self._mean.detach() + self.stddev.detach() * standard_normal(self._mean.shape, self._mean, generator)
-
-
-@final
-class IndependentBernoulli(Factorised):
-    """Π_d Bern(y_d; p_d) by its logits: log p = -softplus(-logit), which does not overflow where p saturates."""
-
-    def __init__(self, logits: Float[Tensor, "*batch D"]) -> None:
-        super().__init__(logits)
-        self.logits = logits
-
-    @property
-    def mean(self) -> Float[Tensor, "*batch D"]:
-        """p."""
-        return sigmoid(self.logits)
-
-    @property
-    def variance(self) -> Float[Tensor, "*batch D"]:
-        """p (1 - p)."""
-        return sigmoid(self.logits) * sigmoid(-self.logits)
-
-    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """log p(y) = Σ_d [y_d log p_d + (1 - y_d) log(1 - p_d)], in nats."""
-        logits, value = torch.broadcast_tensors(self.logits, value)
-        return -binary_cross_entropy_with_logits(logits, value, reduction="none").sum(-1)
-
-    def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
-        """y_d = 1 with probability p_d."""
-        p = self.mean.detach()
-        return (uniform(p.shape, p, generator) < p).to(p.dtype)
-
-
-def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    """ε ~ N(0, I) in the precision and on the device of `like`."""
-    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
-
-
-def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
-    """u ~ U[0, 1) in the precision and on the device of `like`."""
-    return torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
 
 
 class Conditional(nn.Module, ABC):
@@ -213,6 +128,82 @@ class IdentityGaussian(Conditional):
         return _logit(mean) if self.link == "sigmoid" else mean
 
 
+@final
+class SigmaGaussian(Conditional):
+    """N(y; μ(z), σ² I) with one learned scale for all pixels and images: a parameter of the model like any other.
+
+    Args:
+        network: As for every `Conditional`.
+        mean: As for `Gaussian`.
+        min_log_sigma: As for `Gaussian`.
+    """
+
+    n_params: ClassVar[int] = 1
+
+    def __init__(self, network: nn.Module, mean: MeanLink = "sigmoid", min_log_sigma: float | None = None) -> None:
+        super().__init__(network)
+        self.link: MeanLink = mean
+        self.min_log_sigma = min_log_sigma
+        self.log_sigma = nn.Parameter(torch.zeros(()))
+
+    def forward(self, c: Float[Tensor, "*batch context"]) -> DiagonalNormal:
+        """The distribution of y given z."""
+        low = self.min_log_sigma
+        return DiagonalNormal(
+            _mean(self.network(c), self.link), self.log_sigma if low is None else floor(self.log_sigma, low)
+        )
+
+    def at_floor(self, y: Distribution) -> Tensor | None:
+        """Whether the scale equals `min_log_sigma`."""
+        assert isinstance(y, DiagonalNormal)
+        return None if self.min_log_sigma is None else y.log_sigma <= self.min_log_sigma
+
+    def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+        return _logit(mean) if self.link == "sigmoid" else mean
+
+
+@final
+class ContinuousBernoulli(Conditional):
+    """p(y|z) = Π_d CB(y_d; λ_d(z)), a density on the unit interval."""
+
+    n_params: ClassVar[int] = 1
+
+    def forward(self, c: Float[Tensor, "*batch context"]) -> ContinuousBernoulliProduct:
+        """The distribution of y given z."""
+        return ContinuousBernoulliProduct(self.network(c))
+
+    def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+        """By bisection: the mean rises with η. Means within 0.02 of an end are started there."""
+        low, high = torch.full_like(mean, -50.0), torch.full_like(mean, 50.0)
+        for _ in range(60):
+            middle = (low + high) / 2
+            short = ContinuousBernoulliProduct(middle).mean < mean
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        return (low + high) / 2
+
+
+@final
+class DiscretizedLogistic(Conditional):
+    """P(x|z) on the 256 levels, location and log scale learned for every pixel.
+
+    The log scale is the network's output less 3, so that training starts from a scale of about 13 levels.
+    """
+
+    n_params: ClassVar[int] = 2
+
+    def __init__(self, network: nn.Module, mean: MeanLink = "sigmoid") -> None:
+        super().__init__(network)
+        self.link: MeanLink = mean
+
+    def forward(self, c: Float[Tensor, "*batch context"]) -> DiscretizedLogisticProduct:
+        """The distribution of x given z."""
+        output, log_scale = self.network(c).chunk(2, dim=-1)
+        return DiscretizedLogisticProduct(_mean(output, self.link), log_scale - 3)
+
+    def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+        return _logit(mean) if self.link == "sigmoid" else mean
+
+
 def _mean(output: Tensor, link: MeanLink) -> Tensor:
     return sigmoid(output) if link == "sigmoid" else output
 
@@ -232,12 +223,12 @@ class _Floor(Function):
         return x.clamp(min=low)
 
     @staticmethod
-    def setup_context(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
         x, low = inputs
         ctx.save_for_backward(x >= low)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         (above,) = ctx.saved_tensors  # type: ignore[attr-defined]
         return gradient * (above | (gradient < 0)), None

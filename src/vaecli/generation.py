@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaecli.datasets import Dataset, Images, Split
-from vaecli.distributions import Factorised, standard_normal
+from vaecli.factorised import Factorised, standard_normal
 from vaecli.observations import Observe, observation
 from vaecli.randomness import generator
 from vaecli.runs import Run

@@ -15,6 +15,8 @@ class Support(StrEnum):
     """A mass on b in {0, 1}."""
     UNIT_INTERVAL = "unit interval"
     """A density on y = (k + u)/256 with u ~ U[0, 1)."""
+    LEVELS = "levels"
+    """A mass on k itself, written as x = k/255."""
 
 
 @dataclass(frozen=True)
@@ -32,4 +34,7 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli": Likelihood("Bernoulli", Support.BINARY),
     "gaussian": Likelihood("Gaussian", Support.UNIT_INTERVAL, ("mean", "min_log_sigma"), learns_scale=True),
     "i-gaussian": Likelihood("IdentityGaussian", Support.UNIT_INTERVAL, ("mean",)),
+    "sigma-gaussian": Likelihood("SigmaGaussian", Support.UNIT_INTERVAL, ("mean", "min_log_sigma"), learns_scale=True),
+    "continuous-bernoulli": Likelihood("ContinuousBernoulli", Support.UNIT_INTERVAL),
+    "discretized-logistic": Likelihood("DiscretizedLogistic", Support.LEVELS, ("mean",)),
 }

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vaecli.config import ObjectiveConfig
-from vaecli.distributions import DiagonalNormal, standard_normal
+from vaecli.factorised import DiagonalNormal, standard_normal
 from vaecli.observations import Batch
 from vaecli.vae import VAE
 

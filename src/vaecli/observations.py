@@ -48,7 +48,7 @@ def dequantize(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batc
 
 
 def scale(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:  # noqa: ARG001
-    """x = k/255: no likelihood of pixels, whatever density or mass is put on it."""
+    """x = k/255: a mass on levels is one of k; a density or a Bernoulli on it is no likelihood of anything."""
     x = pixels.float() / 255
     return Batch(x, x)
 
@@ -62,4 +62,6 @@ def observation(support: Support, config: DataConfig) -> Observe:
             "static": binarize_by_threshold,
             "none": scale,
         }[config.binarize]
+    if support is Support.LEVELS:
+        return scale
     return dequantize if config.dequantize else scale

@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from vaecli import distributions
 from vaecli.config import ModelConfig
-from vaecli.distributions import Conditional, DiagonalNormal, Gaussian
+from vaecli.distributions import Conditional, Gaussian
+from vaecli.factorised import DiagonalNormal
 from vaecli.networks import initialise, perceptron
 
 

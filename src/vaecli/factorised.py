@@ -1,0 +1,302 @@
+"""Factorised distributions: D independent dimensions, with their densities, moments and draws.
+
+The event shape is (D,) and `log_prob` sums over it, in nats, with every constant. What torch's own distributions lack
+is a draw from an explicit generator, the mass of a grey level, and speed: the Bernoulli avoids `log1p`, which takes
+about nine times as long as `log` on a CPU.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar, NamedTuple, final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
+from torch.nn.functional import sigmoid
+from torch.special import log_ndtr, ndtr
+
+LOG_2PI = math.log(2 * math.pi)
+
+
+class Factorised(Distribution, ABC):
+    """A distribution of D independent dimensions, drawn from with an explicit generator."""
+
+    arg_constraints: ClassVar[dict[str, Constraint]] = {}
+
+    def __init__(self, parameter: Float[Tensor, "*batch D"]) -> None:
+        super().__init__(parameter.shape[:-1], parameter.shape[-1:], validate_args=False)
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
+        """One draw of y; no gradient flows through it."""
+
+
+class LevelMass(NamedTuple):
+    """Log masses of grey levels k in 0..255 under a density of y = (k + u)/256, of each dimension, in nats."""
+
+    exact: Float[Tensor, "..."]
+    """log ∫ p(y) dy over [k/256, (k + 1)/256) only."""
+    censored: Float[Tensor, "..."]
+    """The same with the mass below 0 given to level 0 and that above 1 to level 255: another model."""
+    outside: Float[Tensor, "..."]
+    """The mass outside [0, 1), not its logarithm: with the 256 exact masses it adds up to 1."""
+
+
+class Density(Factorised):
+    """A density of y = (k + u)/256 with u ~ U[0, 1)."""
+
+    @abstractmethod
+    def level_mass(self, y: Float[Tensor, "..."]) -> LevelMass:
+        """The masses of the levels that y falls in, k = ⌊256 y⌋."""
+
+
+@final
+class DiagonalNormal(Density):
+    """N(y; μ, diag σ²), by its mean μ and log σ (which may broadcast against the mean)."""
+
+    def __init__(self, mean: Float[Tensor, "*batch D"], log_sigma: Float[Tensor, "..."]) -> None:
+        super().__init__(mean)
+        self._mean = mean
+        self.log_sigma = log_sigma
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch D"]:
+        """μ."""
+        return self._mean
+
+    @property
+    def stddev(self) -> Float[Tensor, "*batch D"]:
+        """σ."""
+        return self.log_sigma.exp().expand_as(self._mean)
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch D"]:
+        """σ²."""
+        return (2 * self.log_sigma).exp().expand_as(self._mean)
+
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """log N = -Σ_d [½ ((y_d - μ_d)/σ_d)² + log σ_d + ½ log 2π], in nats."""
+        error = (value - self._mean) * (-self.log_sigma).exp()
+        return -(0.5 * error.square() + self.log_sigma).sum(-1) - 0.5 * LOG_2PI * value.shape[-1]
+
+    def level_mass(self, y: Float[Tensor, "..."]) -> LevelMass:
+        """Differences of Φ, taken in the tail that is smaller: naive ones lose whole nats a pixel."""
+        k = (256 * y).floor()
+        precision = (-self.log_sigma).exp()
+        low, high = (k / 256 - self._mean) * precision, ((k + 1) / 256 - self._mean) * precision
+        right = low + high > 0
+        outer = log_ndtr(torch.where(right, -high, low))  # of the end that is further from the mean
+        inner = log_ndtr(torch.where(right, -low, high))
+        exact = inner + torch.log(-torch.expm1(outer - inner))
+        rest = torch.log(-torch.expm1(outer))  # of all but what lies beyond the outer end
+        first, last = k < 0.5, k > 254.5
+        censored = torch.where(first, torch.where(right, rest, inner), exact)
+        censored = torch.where(last, torch.where(right, inner, rest), censored)
+        outside = ndtr(-self._mean * precision) + ndtr((self._mean - 1) * precision)
+        return LevelMass(exact, censored, outside)
+
+    def kl_from_standard(self) -> Float[Tensor, "*batch D"]:
+        """KL(N(μ, σ²) ‖ N(0, 1)) = -½ (1 + log σ² - μ² - σ²) of each dimension, in nats (paper, appendix B)."""
+        return 0.5 * (self._mean.square() + self.variance - 1) - self.log_sigma
+
+    def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
+        """y = μ + σ ⊙ ε."""
+        return self._mean.detach() + self.stddev.detach() * standard_normal(self._mean.shape, self._mean, generator)
+
+
+@final
+class IndependentBernoulli(Factorised):
+    """Π_d Bern(y_d; p_d) by its logits, which stay finite where p saturates."""
+
+    def __init__(self, logits: Float[Tensor, "*batch D"]) -> None:
+        super().__init__(logits)
+        self.logits = logits
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch D"]:
+        """p."""
+        return sigmoid(self.logits)
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch D"]:
+        """p (1 - p)."""
+        return sigmoid(self.logits) * sigmoid(-self.logits)
+
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """log p(y) = Σ_d [y_d log p_d + (1 - y_d) log(1 - p_d)] = Σ_d [y_d η_d - log(1 + e^η_d)], in nats."""
+        return (value * self.logits - softplus(self.logits)).sum(-1)
+
+    def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
+        """y_d = 1 with probability p_d."""
+        p = self.mean.detach()
+        return (uniform(p.shape, p, generator) < p).to(p.dtype)
+
+
+@final
+class ContinuousBernoulliProduct(Density):
+    """Π_d CB(y_d; λ_d) on [0, 1] by the logits η = logit λ (Loaiza-Ganem & Cunningham 2019, arXiv 1907.06845).
+
+    As an exponential family, log p(y) = η y - A(η) with A(η) = log ∫₀¹ e^(ηy) dy = log((e^η - 1)/η), which is even in
+    η apart from η/2. Around λ = ½, where the closed forms are 0/0, their Taylor series take over.
+    """
+
+    SERIES_BELOW = 0.5
+
+    def __init__(self, logits: Float[Tensor, "*batch D"]) -> None:
+        super().__init__(logits)
+        self.logits = logits
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch D"]:
+        """A'(η) = 1/(1 - e^-η) - 1/η; not λ."""
+        eta, near = self._apart()
+        u = self.logits.clamp(-self.SERIES_BELOW, self.SERIES_BELOW) / 2
+        series = 0.5 + 0.5 * u * _polynomial(u.square(), 1 / 3, -1 / 45, 2 / 945, -1 / 4725, 2 / 93555)
+        return torch.where(near, series, -1 / torch.expm1(-eta) - 1 / eta)
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch D"]:
+        """A''(η) = 1/η² - 1/(4 sinh²(η/2))."""
+        eta, near = self._apart()
+        u = self.logits.clamp(-self.SERIES_BELOW, self.SERIES_BELOW) / 2
+        series = 0.25 * _polynomial(u.square(), 1 / 3, -1 / 15, 2 / 189, -1 / 675, 2 / 10395)
+        return torch.where(near, series, eta.reciprocal().square() - 0.25 / torch.sinh(eta / 2).square())
+
+    @property
+    def stddev(self) -> Float[Tensor, "*batch D"]:
+        """√A''(η)."""
+        return self.variance.sqrt()
+
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """log p(y) = Σ_d [η_d y_d - A(η_d)], in nats."""
+        return (self.logits * value - self._log_normaliser()).sum(-1)
+
+    def level_mass(self, y: Float[Tensor, "..."]) -> LevelMass:
+        """∫ e^(ηy) dy over the level is e^(η · middle) · width · sinh(u)/u with u = η · width/2; none lies outside."""
+        middle = ((256 * y).floor() + 0.5) / 256
+        log_integral = self.logits * middle - math.log(256) + _log_sinhc(self.logits / 512)
+        exact = log_integral - self._log_normaliser()
+        return LevelMass(exact, exact, torch.zeros_like(exact))
+
+    def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
+        """By the inverse CDF, y = log(1 + u (e^η - 1))/η, on the side where e^η does not overflow."""
+        u = uniform(self.logits.shape, self.logits, generator)
+        eta = self.logits.detach()
+        falling = -eta.abs().clamp(min=1e-6)  # nearer to 0 the distribution is uniform to rounding
+        y = torch.log1p(u * torch.expm1(falling)) / falling
+        return torch.where(eta > 0, 1 - y, y)
+
+    def _log_normaliser(self) -> Tensor:
+        """A(η) = η/2 + log(sinh(η/2)/(η/2))."""
+        return self.logits / 2 + _log_sinhc(self.logits / 2)
+
+    def _apart(self) -> tuple[Tensor, Tensor]:
+        """The logits, with 1 in place of those near 0 so that no branch is 0/0, and which those are."""
+        near = self.logits.abs() < self.SERIES_BELOW
+        return torch.where(near, torch.ones_like(self.logits), self.logits), near
+
+
+@final
+class DiscretizedLogisticProduct(Factorised):
+    """Mass on the 256 levels x = k/255 by a logistic of location μ and scale s, both in units of x.
+
+    P(k) = σ((k + ½ - 255 μ)/(255 s)) - σ((k - ½ - 255 μ)/(255 s)), with all mass below ½ at k = 0 and all above 254½ at
+    k = 255 (Salimans et al. 2017, arXiv 1701.05517, eq. 2).
+    """
+
+    def __init__(self, location: Float[Tensor, "*batch D"], log_scale: Float[Tensor, "..."]) -> None:
+        super().__init__(location)
+        self.location = 255 * location
+        self.scale = 255 * log_scale.exp()
+
+    @property
+    def mean(self) -> Float[Tensor, "*batch D"]:
+        """E[x] to within half a level: Σ_j P(k > j) = Σ_j σ((255 μ - j - ½)/(255 s)) with the sum as an integral."""
+        above, beyond = (self.scale * softplus((self.location - end) / self.scale) for end in (0, 255))
+        return (above - beyond) / 255
+
+    @property
+    def variance(self) -> Float[Tensor, "*batch D"]:
+        """Var[x] exactly, from all 256 masses: 256 times the memory of the others."""
+        levels = torch.arange(256, dtype=self.location.dtype, device=self.location.device) / 255
+        mass = torch.stack([self._log_mass(level.expand_as(self.location)).exp() for level in levels], -1)
+        return (mass * levels.square()).sum(-1) - (mass * levels).sum(-1).square()
+
+    @property
+    def stddev(self) -> Float[Tensor, "*batch D"]:
+        """√Var[x]."""
+        return self.variance.sqrt()
+
+    def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """log P(x) = Σ_d log P(k_d), in nats."""
+        return self._log_mass(value).sum(-1)
+
+    def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
+        """A logistic variable by its inverse CDF, rounded to the nearest level."""
+        u = uniform(self.location.shape, self.location, generator)
+        return (self.location + self.scale * torch.logit(u)).detach().round().clamp(0, 255) / 255
+
+    def _log_mass(self, value: Tensor) -> Tensor:
+        """Of each dimension: log(σ(a) - σ(b)) = log σ(a) + log σ(-b) + log(1 - e^(b - a)), without cancellation."""
+        k = value * 255
+        above, below = (k + 0.5 - self.location) / self.scale, (k - 0.5 - self.location) / self.scale
+        below_edge, above_edge = -softplus(-above), -softplus(below)
+        inner = below_edge + above_edge + torch.log(-torch.expm1(-1 / self.scale))
+        return torch.where(k < 0.5, below_edge, torch.where(k > 254.5, above_edge, inner))
+
+
+class _Softplus(Function):
+    """log(1 + e^x) as max(x, 0) + log(1 + e^-|x|), with its derivative σ(x)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.abs().neg_().exp_().add_(1).log_().add_(x.clamp(min=0))
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        return gradients[0] * sigmoid(x)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + e^x), to the absolute precision of 1."""
+    result: Tensor = _Softplus.apply(x)
+    return result
+
+
+def _log_sinhc(u: Tensor) -> Tensor:
+    """log(sinh(u)/u), even in u and 0 at 0: a series near 0, |u| + log(1 - e^(-2|u|)) - log(2|u|) elsewhere."""
+    size = u.abs()
+    near = size < 0.5
+    far = torch.where(near, torch.ones_like(size), size)
+    square = torch.where(near, size, torch.zeros_like(size)).square()
+    series = square * _polynomial(square, 1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775)
+    return torch.where(near, series, far + torch.log(-torch.expm1(-2 * far)) - torch.log(2 * far))
+
+
+def _polynomial(x: Tensor, *coefficients: float) -> Tensor:
+    """Σ_i c_i x^i, by Horner's rule."""
+    value = torch.full_like(x, coefficients[-1])
+    for coefficient in reversed(coefficients[:-1]):
+        value = value * x + coefficient
+    return value
+
+
+def standard_normal(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """ε ~ N(0, I) in the precision and on the device of `like`."""
+    return torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+
+def uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    """u ~ U[0, 1) in the precision and on the device of `like`."""
+    return torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
