@@ -33,7 +33,10 @@ def test_hidden_layers_are_a_number_or_a_list(given, layers):
         ({"model": {"decoder": "gaussian"}}, None),
         ({"model": {"decoder": "gaussian"}, "data": {"binarize": "none"}}, None),
         ({"model": {"decoder": "gaussian"}, "data": {"dequantize": False}}, "ill-posed: density of discrete pixels"),
-        ({"model": {"decoder": "i-gaussian"}, "data": {"dequantize": False}}, None),
+        (
+            {"model": {"decoder": "i-gaussian"}, "data": {"dequantize": False}},
+            "density of discrete pixels, not comparable",
+        ),
     ],
 )
 def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
@@ -46,7 +49,7 @@ def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
         ("bernoulli", {"data.dequantize", "model.mean", "model.min_log_sigma"}),
         ("gaussian", {"data.binarize"}),
         ("i-gaussian", {"data.binarize", "model.min_log_sigma"}),
-        ("discretized-logistic", {"data.binarize", "data.dequantize", "model.min_log_sigma"}),
+        ("discretized-logistic", {"data.binarize", "data.dequantize", "model.mean"}),
     ],
 )
 def test_settings_that_do_not_apply_are_known(decoder, unused):

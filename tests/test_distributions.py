@@ -46,24 +46,24 @@ def test_every_decoder_returns_a_distribution_over_the_pixels(name):
     assert likelihood.log_prob(torch.zeros(2, D, dtype=torch.float64)).shape == (4, 2)
 
 
-def test_draws_have_the_mean_and_deviation_that_the_distribution_states(name):
-    likelihood = decoder(name)(torch.randn(1, Z, dtype=torch.float64).expand(40_000, Z))
-    draws = likelihood.draw(generator(1, "samples"))
-    mean, stddev = likelihood.mean[0], likelihood.stddev[0]
-    assert not draws.requires_grad
-    # five standard errors of a mean over 40,000 draws, and of a deviation (for a normal, σ/√(2n))
+@torch.no_grad()
+def test_draws_have_the_mean_and_variance_that_the_distribution_states(name):
+    model, z, n = decoder(name), torch.randn(1, Z, dtype=torch.float64), 40_000
+    one, draws = model(z), model(z.expand(n, Z)).draw(generator(1, "samples"))
     half_a_level = 0.5 / 255 if name == "discretized-logistic" else 0
-    assert ((draws.mean(0) - mean).abs() < 5 * stddev / 200 + half_a_level).all()
-    assert ((draws.std(0) - stddev).abs() < 5 * stddev / 200).all()
-    assert (likelihood.variance[0] - stddev**2).abs().max() < 1e-12
+    assert ((draws.mean(0) - one.mean[0]).abs() < 5 * draws.std(0) / math.sqrt(n) + half_a_level).all()
+    squares = (draws - draws.mean(0)).square()  # their mean is the variance: five of its standard errors
+    assert ((squares.mean(0) - one.variance[0]).abs() < 5 * squares.std(0) / math.sqrt(n)).all()
+    assert (one.variance - one.stddev.square()).abs().max() < 1e-12
 
 
-def test_draws_come_from_the_generator_alone(name):
+def test_draws_come_from_the_generator_alone_and_carry_no_gradient(name):
     likelihood = decoder(name)(torch.zeros(5, Z, dtype=torch.float64))
     torch.manual_seed(0)
     before = torch.get_rng_state()
     first, again = (likelihood.draw(generator(2, "samples")) for _ in range(2))
     assert torch.equal(first, again)
+    assert not first.requires_grad
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -33,9 +33,6 @@ class Affine(Conditional):
         mean = c @ self.matrix.T + self.bias
         return DiagonalNormal(mean, self.log_sigma.expand_as(mean))
 
-    def _inverse_link(self, mean):
-        return mean
-
 
 @pytest.fixture
 def oracle():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vaecli.config import Config
     from vaecli.configfile import load_config
     from vaecli.errors import VaecliError
+    from vaecli.evaluation import evaluate
     from vaecli.generation import encode, reconstruct, sample
     from vaecli.runs import Run, load_run
     from vaecli.training import resume, train
@@ -28,6 +29,7 @@ _HOMES = {
     "Run": "runs",
     "VaecliError": "errors",
     "encode": "generation",
+    "evaluate": "evaluation",
     "load_config": "configfile",
     "load_run": "runs",
     "reconstruct": "generation",
@@ -36,7 +38,8 @@ _HOMES = {
     "train": "training",
 }
 __all__ = [
-    "Config", "Run", "VaecliError", "encode", "load_config", "load_run", "reconstruct", "resume", "sample", "train",
+    "Config", "Run", "VaecliError", "encode", "evaluate", "load_config", "load_run", "reconstruct", "resume", "sample",
+    "train",
 ]  # fmt: skip
 
 

@@ -156,13 +156,19 @@ class Config(Section):
         return self.model.likelihood.learns_scale and not self.data.dequantize
 
     @property
+    def is_likelihood(self) -> bool:
+        """Whether the bound is one on a likelihood of pixels: made binary, dequantised, or as levels."""
+        support = self.model.likelihood.support
+        return not self.is_relaxed and (support is not Support.UNIT_INTERVAL or self.data.dequantize)
+
+    @property
     def caveat(self) -> str | None:
         """What must be said wherever the bound is shown, if anything."""
         if self.is_relaxed:
             return "relaxed, not a likelihood"
         if self.is_ill_posed:
             return "ill-posed: density of discrete pixels"
-        return None
+        return None if self.is_likelihood else "density of discrete pixels, not comparable"
 
     @property
     def unused_settings(self) -> dict[str, str]:

@@ -48,9 +48,9 @@ class Conditional(nn.Module, ABC):
         """Which scales of a distribution that `forward` returned sit on their floor; None where there is none."""
         return None
 
-    @abstractmethod
     def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         """The network's output at which the mean of y is `mean`, given in units of the 0..1 pixel."""
+        return mean
 
     @torch.no_grad()
     def start_at(self, mean: Float[Tensor, " D"]) -> None:
@@ -186,22 +186,32 @@ class ContinuousBernoulli(Conditional):
 class DiscretizedLogistic(Conditional):
     """P(x|z) on the 256 levels, location and log scale learned for every pixel.
 
-    The log scale is the network's output less 3, so that training starts from a scale of about 13 levels.
+    The location is free: beyond 0 or 1 it gives all mass to the level at that end. The log scale is half the network's
+    output less 3, so that training starts from a scale of about 13 levels.
+
+    Args:
+        network: As for every `Conditional`.
+        min_log_sigma: The floor of the log scale, or None.
     """
 
     n_params: ClassVar[int] = 2
 
-    def __init__(self, network: nn.Module, mean: MeanLink = "sigmoid") -> None:
+    def __init__(self, network: nn.Module, min_log_sigma: float | None = None) -> None:
         super().__init__(network)
-        self.link: MeanLink = mean
+        self.min_log_sigma = min_log_sigma
 
     def forward(self, c: Float[Tensor, "*batch context"]) -> DiscretizedLogisticProduct:
         """The distribution of x given z."""
-        output, log_scale = self.network(c).chunk(2, dim=-1)
-        return DiscretizedLogisticProduct(_mean(output, self.link), log_scale - 3)
+        location, output = self.network(c).chunk(2, dim=-1)
+        log_scale = 0.5 * output - 3
+        return DiscretizedLogisticProduct(
+            location, log_scale if self.min_log_sigma is None else floor(log_scale, self.min_log_sigma)
+        )
 
-    def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-        return _logit(mean) if self.link == "sigmoid" else mean
+    def at_floor(self, y: Distribution) -> Tensor | None:
+        """Where the log scale equals `min_log_sigma`."""
+        assert isinstance(y, DiscretizedLogisticProduct)
+        return None if self.min_log_sigma is None else y.log_scale <= self.min_log_sigma
 
 
 def _mean(output: Tensor, link: MeanLink) -> Tensor:

@@ -211,6 +211,7 @@ class DiscretizedLogisticProduct(Factorised):
     def __init__(self, location: Float[Tensor, "*batch D"], log_scale: Float[Tensor, "..."]) -> None:
         super().__init__(location)
         self.location = 255 * location
+        self.log_scale = log_scale
         self.scale = 255 * log_scale.exp()
 
     @property
@@ -245,7 +246,7 @@ class DiscretizedLogisticProduct(Factorised):
         k = value * 255
         above, below = (k + 0.5 - self.location) / self.scale, (k - 0.5 - self.location) / self.scale
         below_edge, above_edge = -softplus(-above), -softplus(below)
-        inner = below_edge + above_edge + torch.log(-torch.expm1(-1 / self.scale))
+        inner = below_edge + above_edge + torch.log(1 - torch.exp(-1 / self.scale))
         return torch.where(k < 0.5, below_edge, torch.where(k > 254.5, above_edge, inner))
 
 
@@ -281,7 +282,7 @@ def _log_sinhc(u: Tensor) -> Tensor:
     far = torch.where(near, torch.ones_like(size), size)
     square = torch.where(near, size, torch.zeros_like(size)).square()
     series = square * _polynomial(square, 1 / 6, -1 / 180, 1 / 2835, -1 / 37800, 1 / 467775)
-    return torch.where(near, series, far + torch.log(-torch.expm1(-2 * far)) - torch.log(2 * far))
+    return torch.where(near, series, far + torch.log((1 - torch.exp(-2 * far)) / (2 * far)))
 
 
 def _polynomial(x: Tensor, *coefficients: float) -> Tensor:

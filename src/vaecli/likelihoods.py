@@ -36,5 +36,5 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "i-gaussian": Likelihood("IdentityGaussian", Support.UNIT_INTERVAL, ("mean",)),
     "sigma-gaussian": Likelihood("SigmaGaussian", Support.UNIT_INTERVAL, ("mean", "min_log_sigma"), learns_scale=True),
     "continuous-bernoulli": Likelihood("ContinuousBernoulli", Support.UNIT_INTERVAL),
-    "discretized-logistic": Likelihood("DiscretizedLogistic", Support.LEVELS, ("mean",)),
+    "discretized-logistic": Likelihood("DiscretizedLogistic", Support.LEVELS, ("min_log_sigma",)),
 }

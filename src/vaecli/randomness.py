@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 
-Stream = Literal["init", "permutation", "epsilon", "pixels", "evaluation", "samples"]
+Stream = Literal["init", "permutation", "epsilon", "pixels", "evaluation", "importance", "refit", "samples"]
 
 
 def generator(seed: int, stream: Stream, device: torch.device | str = "cpu") -> torch.Generator:

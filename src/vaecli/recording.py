@@ -15,7 +15,6 @@ from vaecli.config import Config
 from vaecli.configfile import dump_config
 from vaecli.datasets import Images
 from vaecli.errors import VaecliError
-from vaecli.evaluation import Bound
 from vaecli.generation import reconstruct_images, sample_prior
 from vaecli.observations import Observe
 from vaecli.pictures import grid, paired_grid, save_png
@@ -23,6 +22,7 @@ from vaecli.randomness import generator
 from vaecli.runs import Run
 from vaecli.state import TrainingState
 from vaecli.tracking import RunLogs
+from vaecli.validation import Bound
 
 SECONDS_PER_CHECKPOINT = 15.0
 SECONDS_PER_STATUS = 1.0

@@ -18,13 +18,13 @@ from vaecli.config import Config, ObjectiveConfig, OptimizerConfig
 from vaecli.configfile import dump_config
 from vaecli.datasets import Dataset, Images
 from vaecli.errors import DivergedError, InterruptedRunError, UsageError
-from vaecli.evaluation import evaluate_bound
 from vaecli.files import write_text
 from vaecli.objectives import Objective, objective
 from vaecli.observations import Observe, observation
 from vaecli.recording import Recorder, Reporter, ignore
 from vaecli.runs import Run, create_run, record_environment
 from vaecli.state import TrainingState, new_state
+from vaecli.validation import evaluate_bound
 
 STEPS_PER_REPORT = 25
 RESUMABLE = ("training.epochs", "training.patience", "device")

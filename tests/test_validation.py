@@ -2,12 +2,12 @@ import pytest
 import torch
 
 from vaecli.config import DataConfig, ModelConfig
-from vaecli.evaluation import evaluate_bound
 from vaecli.likelihoods import Support
 from vaecli.objectives import elbo
 from vaecli.observations import Batch, observation
 from vaecli.randomness import generator
 from vaecli.vae import build_vae
+from vaecli.validation import evaluate_bound
 
 
 @pytest.fixture
