@@ -12,6 +12,12 @@ from vaecli.configfile import parse_config
 torch.set_num_threads(1)  # the tensors here are too small to share out
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test itself draws from torch is the same every time."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def images() -> np.ndarray:
     """60 images of 6x5 pixels: a bright bar at one of five places, with some noise of its own."""
