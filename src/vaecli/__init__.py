@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vaecli.configfile import load_config
     from vaecli.errors import VaecliError
     from vaecli.evaluation import evaluate
-    from vaecli.generation import encode, reconstruct, sample
+    from vaecli.generation import encode, interpolate, manifold, reconstruct, sample
     from vaecli.runs import Run, load_run
     from vaecli.training import resume, train
 
@@ -30,16 +30,18 @@ _HOMES = {
     "VaecliError": "errors",
     "encode": "generation",
     "evaluate": "evaluation",
+    "interpolate": "generation",
     "load_config": "configfile",
     "load_run": "runs",
+    "manifold": "generation",
     "reconstruct": "generation",
     "resume": "training",
     "sample": "generation",
     "train": "training",
 }
 __all__ = [
-    "Config", "Run", "VaecliError", "encode", "evaluate", "load_config", "load_run", "reconstruct", "resume", "sample",
-    "train",
+    "Config", "Run", "VaecliError", "encode", "evaluate", "interpolate", "load_config", "load_run", "manifold",
+    "reconstruct", "resume", "sample", "train",
 ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -18,8 +19,8 @@ from vaecli.config import Config
 from vaecli.datasets import Dataset, Images, Split
 from vaecli.errors import UsageError, VaecliError
 from vaecli.factorised import Density
-from vaecli.files import write_json
-from vaecli.importance import Weighted, importance_weighted, ladder, log_likelihood
+from vaecli.files import write_atomically, write_json
+from vaecli.importance import Scores, Weighted, importance_weighted, ladder, log_likelihood
 from vaecli.likelihoods import Support
 from vaecli.observations import Batch, binarize_dynamically, observation
 from vaecli.randomness import generator
@@ -123,17 +124,18 @@ def evaluate(
         DataError: The images are not to be had.
         VaecliError: The checkpoint cannot be used, or the figures cannot be written.
     """
+    run = _evaluable(run)
     config, place = run.config, devices.resolve_device(device)
     devices.flush_subnormals()
-    vae = run.vae.to(place).requires_grad_(requires_grad=False)
     dataset = Dataset(config.data, config.model.likelihood.support, data_dir)
     images = dataset.split(split)
-    images = _on(images if limit is None else images.first(limit), place)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {split} split has no images")
-    figures = _figures(vae, config, images, k, seed, partial(report, "importance sampling"))
-    if binarised:
-        figures |= _binarised(run, vae, dataset, images, k, seed, figures, report)
+    images = _on(images if limit is None else images.first(limit), place)
+    vae = run.vae.to(place).requires_grad_(requires_grad=False)
+    task = _Task(run, vae, dataset, images, k, seed, report)
+    figures, per_image = _own_figures(task)
+    bridge, per_image_of_b = _figures_of_b(task, figures, per_image) if binarised else (_NO_BRIDGE, {})
     evaluation = Evaluation(
         run=str(run.path),
         checkpoint=f"{run.checkpoint_path.stem} at step {run.checkpoint.progress.step}",
@@ -147,102 +149,147 @@ def evaluate(
         is_likelihood=config.is_likelihood,
         caveat=config.caveat,
         **figures,
+        **bridge,
     )
-    _write(run, evaluation, limit, binarised=binarised)
+    path = evaluation_path(run, k=k, split=split, limit=limit, seed=seed, binarised=binarised)
+    try:
+        path.parent.mkdir(exist_ok=True)
+        arrays: dict[str, Any] = {name: value.numpy() for name, value in (per_image | per_image_of_b).items()}
+        write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
+        write_json(path, asdict(evaluation))
+    except OSError as error:
+        raise VaecliError(f"{path}: cannot be written: {error.strerror}") from error
     return evaluation
+
+
+def evaluation_path(
+    run: Run, *, k: int, split: Split = "test", limit: int | None = None, seed: int = 0, binarised: bool = True
+) -> Path:
+    """Where `evaluate` writes: one file for each checkpoint, split, k, limit and seed.
+
+    Beside the JSON, an .npz of the same name holds the figures of every image, for paired comparisons.
+    """
+    name = f"{run.checkpoint_path.stem}-step{run.checkpoint.progress.step}-{split}-k{k}"
+    name += "" if limit is None else f"-first{limit}"
+    name += f"-seed{seed}" + ("" if binarised else "-no-binarised")
+    return run.path / "evaluations" / f"{name}.json"
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What is evaluated, and how."""
+
+    run: Run
+    vae: VAE
+    dataset: Dataset
+    images: Images
+    k: int
+    seed: int
+    report: Progress
+
+    @property
+    def config(self) -> Config:
+        return self.run.config
+
+    def pixel_noise(self) -> torch.Generator:
+        """The same for every run, so that all see the same binary images."""
+        return generator(self.seed, "evaluation", self.vae.device)
+
+
+def _evaluable(run: Run) -> Run:
+    """The run at the checkpoint to look at: of one that is still training, its newest."""
+    state = run.status.get("state")
+    if run.file is None and state in {"failed", "diverged"}:
+        raise VaecliError(
+            f"{run.path}: {state}: {run.status.get('reason')}; name a checkpoint file to evaluate it anyway"
+        )
+    return Run(run.path, run.last) if run.file is None and state == "running" else run
 
 
 def _observed(config: Config) -> str:
     support = config.model.likelihood.support
-    if support is Support.BINARY:
-        return {"dynamic": "binarised dynamically", "threshold": "binarised at ½", "static": "binarised once"}.get(
-            config.data.binarize, "grey"
-        )
+    if support is Support.LEVELS:
+        return "levels"
     if support is Support.UNIT_INTERVAL:
         return "dequantised" if config.data.dequantize else "grey"
-    return "levels"
+    ways = {"dynamic": "binarised anew", "threshold": "binarised at ½", "static": "binarised once", "none": "grey"}
+    return ways[config.data.binarize]
 
 
-def _figures(
-    vae: VAE, config: Config, images: Images, k: int, seed: int, report: Callable[[int, int], None]
-) -> dict[str, Any]:
-    """Everything but the binarised bridge."""
-    observe = observation(config.model.likelihood.support, config.data)
-    batch = observe(images.pixels, generator(seed, "evaluation", vae.device))
-    has_levels = is_dequantized(config)
-    weighted = _weigh(vae, batch, k, seed, report, _level_scores if has_levels else log_likelihood)
-    kl, mean, squared_error, outside, floored = _at_posterior_mean(vae, config, batch, images, has_levels=has_levels)
-    per_image = weighted.log_likelihood[0] - kl.sum(1)
+def _own_figures(task: _Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Everything but the bridge to binarised images, and what of it there is for every image."""
+    config, k, support = task.config, task.k, task.config.model.likelihood.support
+    batch = observation(support, config.data)(task.images.pixels, task.pixel_noise())
+    scores = _level_scores if is_dequantized(config) else log_likelihood
+    weighted = _weigh(task.vae, batch, task, "importance sampling", scores)
+    seen = _at_posterior_mean(task, batch)
+    kl, log_p, size = seen["kl"].sum(1), weighted.log_likelihood[0], weighted.effective_sample_size[0]
     log_evidence = weighted.log_evidence[-1, 0]
-    bits = 1 / (images.pixels.shape[1] * math.log(2))
-    by_levels = weighted.log_evidence[-1, 1] if has_levels else log_evidence
-    has_bits = has_levels or config.model.likelihood.support is Support.LEVELS
-    return {
-        **_mean("elbo", per_image),
-        **_mean("log_likelihood", weighted.log_likelihood[0]),
-        **_mean("kl", kl.sum(1)),
+    figures: dict[str, Any] = {
+        **_mean("elbo", log_p - kl),
+        **_mean("log_likelihood", log_p),
+        **_mean("kl", kl),
         **_mean("log_evidence", log_evidence),
-        "log_evidence_mc_se": _monte_carlo_error(weighted.effective_sample_size[0], k),
+        "log_evidence_mc_se": _monte_carlo_error(size, k),
         "log_evidence_by_k": _by_k(weighted.log_evidence[:, 0], k),
-        "effective_sample_size": weighted.effective_sample_size[0].median().item(),
-        "active_units": int((mean.var(0, correction=0) > ACTIVE).sum()),
-        "kl_per_dimension": kl.mean(0).tolist(),
-        "mean_squared_error": squared_error,
-        "pixels_at_floor": floored,
-        "bits_per_dim": -by_levels.mean().item() * bits if has_bits else None,
-        "bits_per_dim_se": _standard_error(by_levels) * bits if has_bits else None,
-        "mass_outside": outside,
-        "bits_per_dim_clamped": -weighted.log_evidence[-1, 2].mean().item() * bits if outside else None,
-        **dict.fromkeys(
-            (
-                "binarised_nll",
-                "binarised_nll_se",
-                "binarised_nll_by_k",
-                "binarised_effective_sample_size",
-                "binarised_is_loose",
-            )
-        ),
+        "effective_sample_size": size.median().item(),
+        "active_units": int((seen["mean"].var(0, correction=0) > ACTIVE).sum()),
+        "kl_per_dimension": seen["kl"].mean(0).tolist(),
+        **{name: seen[name].mean().item() if name in seen else None for name in _AVERAGED},
+        **dict.fromkeys(("bits_per_dim", "bits_per_dim_se", "bits_per_dim_clamped")),
     }
+    per_image = {"log_evidence": log_evidence, "mean_squared_error": seen["mean_squared_error"]}
+    to_bits = -1 / (task.images.pixels.shape[1] * math.log(2))
+    if is_dequantized(config) or support is Support.LEVELS:
+        per_image["bits_per_dim"] = weighted.log_evidence[-1, 1 if is_dequantized(config) else 0] * to_bits
+        figures |= _mean("bits_per_dim", per_image["bits_per_dim"])
+    if figures["mass_outside"]:
+        figures["bits_per_dim_clamped"] = weighted.log_evidence[-1, 2].mean().item() * to_bits
+    return figures, per_image
 
 
-def _binarised(
-    run: Run, vae: VAE, dataset: Dataset, images: Images, k: int, seed: int, figures: dict[str, Any], report: Progress
-) -> dict[str, Any]:
-    """-log p(b), from the figures themselves where the model is one of b already."""
-    if is_model_of_b(run.config):
-        nll, se, size = -figures["log_evidence"], figures["log_evidence_se"], figures["effective_sample_size"]
-        by_k = {rung: -value for rung, value in figures["log_evidence_by_k"].items()}
+_AVERAGED = ("mean_squared_error", "mass_outside", "pixels_at_floor")
+_NO_BRIDGE: dict[str, Any] = dict.fromkeys(
+    (
+        "binarised_nll",
+        "binarised_nll_se",
+        "binarised_nll_by_k",
+        "binarised_effective_sample_size",
+        "binarised_is_loose",
+    )
+)
+
+
+def _figures_of_b(
+    task: _Task, own: dict[str, Any], own_per_image: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """-log p(b): the model's own evidence where it is a model of b, else that of its decoder with another encoder."""
+    if is_model_of_b(task.config):
+        log_p, size, by_k = own_per_image["log_evidence"], own["effective_sample_size"], own["log_evidence_by_k"]
     else:
-        model = model_of_b(run, vae, dataset, partial(report, "fitting an encoder to binary images"))
-        b = binarize_dynamically(images.pixels, generator(seed, "evaluation", vae.device))
-        weighted = _weigh(model, b, k, seed, partial(report, "importance sampling of binary images"))
-        log_p = weighted.log_evidence[-1, 0]
-        nll, se, size = -log_p.mean().item(), _standard_error(log_p), weighted.effective_sample_size[0].median().item()
-        by_k = {rung: -value for rung, value in _by_k(weighted.log_evidence[:, 0], k).items()}
-    return {
-        "binarised_nll": nll,
-        "binarised_nll_se": se,
-        "binarised_nll_by_k": by_k,
+        fitting = partial(task.report, "fitting an encoder to binary images")
+        model = model_of_b(task.run, task.vae, task.dataset, fitting)
+        b = binarize_dynamically(task.images.pixels, task.pixel_noise())
+        weighted = _weigh(model, b, task, "importance sampling of binary images")
+        log_p, by_k = weighted.log_evidence[-1, 0], _by_k(weighted.log_evidence[:, 0], task.k)
+        size = weighted.effective_sample_size[0].median().item()
+    figures = {
+        **_mean("binarised_nll", -log_p),
+        "binarised_nll_by_k": {rung: -value for rung, value in by_k.items()},
         "binarised_effective_sample_size": size,
         "binarised_is_loose": size < LOOSE,
     }
+    return figures, {"binarised_nll": -log_p}
 
 
-def _weigh(
-    vae: VAE,
-    batch: Batch,
-    k: int,
-    seed: int,
-    report: Callable[[int, int], None],
-    scores: Callable[[Distribution, Tensor], Tensor] = log_likelihood,
-) -> Weighted:
+def _weigh(vae: VAE, batch: Batch, task: _Task, stage: str, scores: Scores = log_likelihood) -> Weighted:
     """Importance-weight all images of a batch, a few at a time."""
     rows = ROWS.get(vae.device.type, ROWS_ELSEWHERE)
-    noise, parts, done = generator(seed, "importance", vae.device), [], 0
-    for chunk in zip(*(part.split(max(1, rows // k)) for part in batch), strict=True):
-        parts.append(importance_weighted(vae, Batch(*chunk), k, noise, rows, scores))
+    noise, parts, done = generator(task.seed, "importance", vae.device), [], 0
+    for chunk in zip(*(part.split(max(1, rows // task.k)) for part in batch), strict=True):
+        parts.append(importance_weighted(vae, Batch(*chunk), task.k, noise, rows, scores))
         done += len(chunk[0])
-        report(done, len(batch.input))
+        task.report(stage, done, len(batch.input))
     return Weighted(*(torch.cat(field, dim=-1).cpu() for field in zip(*parts, strict=True)))
 
 
@@ -254,26 +301,22 @@ def _level_scores(likelihood: Distribution, y: Tensor) -> Float[Tensor, "T S B"]
 
 
 @torch.no_grad()
-def _at_posterior_mean(
-    vae: VAE, config: Config, batch: Batch, images: Images, *, has_levels: bool
-) -> tuple[Tensor, Tensor, float, float | None, float | None]:
-    """KL (N, Z), posterior means (N, Z), squared error, mass outside [0, 1), and scales on their floor."""
-    kl, means, errors, outside, floored = [], [], [], [], []
-    for x, pixels in zip(batch.input.split(1000), images.pixels.split(1000), strict=True):
+def _at_posterior_mean(task: _Task, batch: Batch) -> dict[str, Tensor]:
+    """What needs no samples: KL and posterior mean (N, Z); squared error, mass outside, share at the floor (N)."""
+    vae, config, parts = task.vae, task.config, []
+    for x, pixels in zip(batch.input.split(1000), task.images.pixels.split(1000), strict=True):
         posterior = vae.encoder(x)
         likelihood = vae.decoder(posterior.mean)
         grey = grey_level(likelihood.mean, dequantized=is_dequantized(config))
-        kl.append(posterior.kl_from_standard().double().cpu())
-        means.append(posterior.mean.double().cpu())
-        errors.append((grey - pixels / 255).square().mean(1).double().cpu())
-        if has_levels:
-            outside.append(likelihood.level_mass(x).outside.expand_as(x).mean(1).double().cpu())
+        part = {"kl": posterior.kl_from_standard(), "mean": posterior.mean}
+        part["mean_squared_error"] = (grey - pixels / 255).square().mean(1)
+        if is_dequantized(config):
+            part["mass_outside"] = likelihood.level_mass(x).outside.expand_as(x).mean(1)
         at_floor = vae.decoder.at_floor(likelihood)
         if at_floor is not None:
-            floored.append(at_floor.expand_as(x).double().mean(1).cpu())
-    average = [torch.cat(part).mean().item() if part else None for part in (errors, outside, floored)]
-    assert average[0] is not None
-    return torch.cat(kl), torch.cat(means), average[0], average[1], average[2]
+            part["pixels_at_floor"] = at_floor.expand_as(x).float().mean(1)
+        parts.append({name: value.double().cpu() for name, value in part.items()})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _on(images: Images, device: torch.device) -> Images:
@@ -296,17 +339,3 @@ def _monte_carlo_error(effective_sample_size: Tensor, k: int) -> float:
 
 def _by_k(log_evidence: Float[Tensor, "K N"], k: int) -> dict[str, float]:
     return {str(rung): row.mean().item() for rung, row in zip(ladder(k), log_evidence, strict=True)}
-
-
-def _write(run: Run, evaluation: Evaluation, limit: int | None, *, binarised: bool) -> None:
-    """One file for each checkpoint, split, k, limit and seed."""
-    step = run.checkpoint.progress.step
-    name = f"{run.checkpoint_path.stem}-step{step}-{evaluation.split}-k{evaluation.k}"
-    name += "" if limit is None else f"-first{limit}"
-    name += f"-seed{evaluation.seed}" + ("" if binarised else "-no-binarised")
-    path = run.path / "evaluations" / f"{name}.json"
-    try:
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, asdict(evaluation))
-    except OSError as error:
-        raise VaecliError(f"{path}: cannot be written: {error.strerror}") from error

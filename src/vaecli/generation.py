@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaecli.datasets import Dataset, Images, Split
+from vaecli.errors import UsageError
 from vaecli.factorised import Factorised, standard_normal
 from vaecli.observations import Observe, observation
 from vaecli.randomness import generator
@@ -108,6 +109,50 @@ def encode(run: Run, *, split: Split = "test", data_dir: Path | None = None) -> 
         stddev=torch.cat([q.stddev for q in posteriors]).numpy(),
         labels=None if images.labels is None else images.labels.numpy(),
     )
+
+
+@torch.no_grad()
+def manifold(run: Run, n: int = 20) -> Float[NDArray[np.float32], "N H W"]:
+    """The mean of p(x|z) on an n by n grid of a 2-dimensional latent space, in rows (paper, figure 4).
+
+    The grid is even in the unit square, and goes through the inverse CDF of the Gaussian prior: every cell has the same
+    prior mass.
+
+    Raises:
+        UsageError: The latent space has not 2 dimensions.
+        VaecliError: The run's checkpoint cannot be used.
+    """
+    if run.config.model.latent_dim != 2:
+        raise UsageError(
+            f"{run.name}: has {run.config.model.latent_dim} latent dimensions; a manifold is drawn of 2: "
+            "train with model.latent_dim=2"
+        )
+    z = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).float()
+    grid = torch.stack(torch.meshgrid(-z, z, indexing="ij"), -1).reshape(-1, 2).flip(-1)  # first latent to the right
+    means: Tensor = run.vae.decoder(grid).mean
+    return means.reshape(n * n, *run.checkpoint.image_shape).numpy()
+
+
+@torch.no_grad()
+def interpolate(
+    run: Run, first: int = 0, second: int = 1, n: int = 10, *, split: Split = "test", data_dir: Path | None = None
+) -> Float[NDArray[np.float32], "N H W"]:
+    """The mean of p(x|z) at n points on the line between the posterior means of two images of a split.
+
+    Raises:
+        UsageError: The split has no image of that number.
+        VaecliError: The run's checkpoint cannot be used.
+        DataError: The images are not to be had.
+    """
+    images = _split(run, split, data_dir)
+    for number in (first, second):
+        if not 0 <= number < len(images):
+            raise UsageError(f"{run.name}: its {split} split has images 0 to {len(images) - 1}, and no {number}")
+    pixels = images.pixels[[first, second]]
+    ends = run.vae.encoder(_observe(run)(pixels, generator(run.config.seed, "evaluation")).input).mean
+    z = torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, n)[:, None])
+    means: Tensor = run.vae.decoder(z).mean
+    return means.reshape(n, images.height, images.width).numpy()
 
 
 def _split(run: Run, split: Split, data_dir: Path | None) -> Images:

@@ -11,7 +11,14 @@ from vaecli.errors import ConfigError, VaecliError
 
 def main() -> None:
     """Run a command; an error that its user can cause becomes one message and the documented exit code."""
-    for module in ("train", "generate", "runs", "configs"):  # each registers its commands, in the order of the help
+    for module in (
+        "train",
+        "evaluate",
+        "compare",
+        "generate",
+        "runs",
+        "configs",
+    ):  # each registers its commands, in the order of the help
         importlib.import_module(f"vaecli.cli.{module}")
     signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))  # noqa: ARG005
     try:

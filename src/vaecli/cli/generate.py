@@ -83,6 +83,48 @@ def encode(
     _save(out or _default(run, f"encode-{split}.npz"), {key: v for key, v in encoding.items() if v is not None})
 
 
+@app.command(epilog=examples("vae manifold --ckpt 20261122-1431", "vae manifold --ckpt 20261122-1431 --out m.png"))
+def manifold(
+    ckpt: Ckpt,
+    n: Annotated[int, typer.Option("--n", min=2, max=200, help="Images along a side.")] = 20,
+    out: Annotated[Path | None, typer.Option("--out", help="A .png.")] = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Show a 2-dimensional latent space, cells of equal prior mass (paper, figure 4). Prints the file's path."""
+    _check_suffix(out, ".png")
+    run = _find(ckpt, runs_dir)
+    from vaecli.generation import manifold as manifold_of
+    from vaecli.pictures import grid
+
+    _save(out or _default(run, "manifold.png"), grid(manifold_of(run, n), n))
+
+
+@app.command(
+    epilog=examples(
+        "vae interpolate --ckpt 20261122-1431 --from 0 --to 3",
+        "vae interpolate --ckpt 20261122-1431 --from 7 --to 2 --n 20 --out line.png",
+    )
+)
+def interpolate(
+    ckpt: Ckpt,
+    first: Annotated[int, typer.Option("--from", min=0, help="The number of the first image in its split.")] = 0,
+    second: Annotated[int, typer.Option("--to", min=0, help="The number of the second.")] = 1,
+    n: Annotated[int, typer.Option("--n", min=2, max=1000, help="How many images.")] = 10,
+    split: SplitName = "test",
+    out: Annotated[Path | None, typer.Option("--out", help="A .png.")] = None,
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+) -> None:
+    """Show the way between two images, along a line through the latent space. Prints the file's path."""
+    _check_suffix(out, ".png")
+    run = _find(ckpt, runs_dir)
+    from vaecli.generation import interpolate as interpolate_between
+    from vaecli.pictures import grid
+
+    images = interpolate_between(run, first, second, n, split=split, data_dir=data_dir)
+    _save(out or _default(run, f"interpolate-{split}-{first}-{second}.png"), grid(images, n))
+
+
 def _find(ckpt: str, runs_dir: Path) -> "Run":
     from vaecli.runs import find_run
 

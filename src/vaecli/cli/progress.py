@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import sys
+import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from rich.progress import Progress, TaskID
 
     from vaecli.recording import Report
     from vaecli.runs import Run
+
+SECONDS_PER_LINE = 5.0
 
 
 class Watcher:
@@ -73,6 +76,44 @@ def display(*, quiet: bool) -> Iterator[Watcher]:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[figures]}"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             yield Bar(progress)
+
+
+@contextmanager
+def stages(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Takes what is done, and how much of how much is done: a bar on a terminal, now and then a line in a pipe."""
+    if quiet:
+        yield lambda stage, done, total: None  # noqa: ARG005
+    elif not sys.stderr.isatty():
+        yield _lines()
+    else:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+            tasks: dict[str, TaskID] = {}
+
+            def move(stage: str, done: int, total: int) -> None:
+                if stage not in tasks:
+                    tasks[stage] = progress.add_task(stage)
+                progress.update(tasks[stage], completed=done, total=total)
+
+            yield move
+
+
+def _lines() -> Callable[[str, int, int], None]:
+    told: dict[str, float] = {}
+    began: dict[str, float] = {}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        start = began.setdefault(stage, now)
+        if done and (done == total or now - told.get(stage, start) > SECONDS_PER_LINE):
+            told[stage] = now
+            left = (now - start) * (total - done) / done
+            print(f"{stage}: {100 * done // total} %, {clock(left)} left", file=sys.stderr, flush=True)
+
+    return tell
 
 
 def epoch_line(report: Report) -> str:

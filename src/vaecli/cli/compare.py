@@ -1,0 +1,79 @@
+"""`vae compare-decoders`: every decoder, several seeds, one report."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, app, examples, note, result
+from vaecli.errors import UsageError
+
+SOME_FAILED = 5
+
+
+@app.command(
+    "compare-decoders",
+    epilog=examples(
+        "vae compare-decoders",
+        "vae compare-decoders --decoders all --seeds 5 --jobs 2 --out all-decoders",
+        "vae compare-decoders --config tutorial --seeds 1 training.epochs=5",
+    ),
+)
+def compare_decoders(
+    settings: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the config's, for every decoder.")
+    ] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="The config that all share.")] = None,
+    decoders: Annotated[
+        str | None, typer.Option("--decoders", help="Names with commas between, or all; default: the tutorial's three.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many.")] = 3,
+    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, each with its share of the cores.")] = 1,
+    out: Annotated[Path | None, typer.Option("--out", help="The report's directory.")] = None,
+    k: Annotated[int, typer.Option("--k", min=1, help="Importance samples per test image.")] = 100,
+    runs_dir: RunsDir = RUNS,
+    data_dir: DataDir = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Train every decoder with several seeds and compare them in a report; what is complete is not done again."""
+    from vaecli.configfile import load_config
+
+    base = load_config(config, settings or [])
+    names = _names(decoders)
+    directory = out or runs_dir / "comparisons" / (base.name or "default")
+    from vaecli.comparison import compare
+
+    if jobs > (os.cpu_count() or 1):
+        note(f"--jobs {jobs}: there are {os.cpu_count()} cores")
+    compared = compare(
+        base, names, seeds, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, k=k,
+        tell=_silent if quiet or as_json else note,
+    )  # fmt: skip
+    from vaecli.report import write_report
+
+    results = write_report(compared, directory)
+    result(results if as_json else str(directory / "report.html"))
+    if compared.failed:
+        note(f"{len(compared.failed)} of {len(compared.outcomes)} runs failed; the report says which")
+        raise typer.Exit(SOME_FAILED)
+
+
+def _silent(line: str) -> None:
+    """Tell nobody."""
+
+
+def _names(decoders: str | None) -> list[str]:
+    from vaecli.comparison import TUTORIAL
+    from vaecli.likelihoods import LIKELIHOODS
+
+    if decoders is None:
+        return list(TUTORIAL)
+    if decoders == "all":
+        return list(LIKELIHOODS)
+    names = list(dict.fromkeys(name.strip() for name in decoders.split(",")))
+    unknown = [name for name in names if name not in LIKELIHOODS]
+    if unknown:
+        raise UsageError(f"--decoders: {', '.join(map(repr, unknown))}: not known; known: {', '.join(LIKELIHOODS)}")
+    return names

@@ -1,0 +1,83 @@
+"""`vae evaluate`: the figures of a run on held-out images."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vaecli.cli.app import RUNS, Ckpt, DataDir, Json, Quiet, RunsDir, app, examples, note, result
+from vaecli.cli.generate import SplitName
+
+if TYPE_CHECKING:
+    from vaecli.evaluation import Evaluation
+
+
+@app.command(
+    epilog=examples(
+        "vae evaluate --ckpt 20261122-1431",
+        "vae evaluate --ckpt 20261122-1431 --k 100 --split validation --limit 1000",
+        "vae evaluate --ckpt 20261122-1431 --no-binarised --json",
+    )
+)
+def evaluate(
+    ckpt: Ckpt,
+    k: Annotated[int, typer.Option("--k", min=1, max=10_000_000, help="Importance samples per image.")] = 5000,
+    split: SplitName = "test",
+    limit: Annotated[int | None, typer.Option("--limit", min=2, help="Only the first so many images.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of evaluation's own noise.")] = 0,
+    binarised: Annotated[
+        bool, typer.Option("--binarised/--no-binarised", help="Cross the bridge to binarised images as well.")
+    ] = True,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    data_dir: DataDir = None,
+    runs_dir: RunsDir = RUNS,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Evaluate a run: bounds, evidence, diagnostics, and figures that mean the same for every decoder."""
+    from vaecli.runs import find_run
+
+    run = find_run(ckpt, runs_dir)
+    from dataclasses import asdict
+
+    from vaecli.cli.progress import stages
+    from vaecli.evaluation import evaluate as evaluate_run
+
+    if run.file is None and run.status.get("state") == "running" and not quiet:
+        note(f"{run.name} is still training: its newest checkpoint is evaluated")
+    with stages(quiet=quiet or as_json) as report:
+        found = evaluate_run(
+            run, k=k, split=split, limit=limit, seed=seed, binarised=binarised,
+            device=device, data_dir=data_dir, report=report,
+        )  # fmt: skip
+    result(asdict(found) if as_json else table(found))
+
+
+def table(found: "Evaluation") -> str:
+    """The figures in lines, with their units and errors."""
+    caveat = f"  ({found.caveat})" if found.caveat else ""
+    terms = f"{found.log_likelihood:.2f} - {found.kl:.2f}"
+    errors = f"Monte-Carlo error {found.log_evidence_mc_se:.3f}; effective samples {found.effective_sample_size:.1f}"
+    lines = [
+        f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}{caveat}",
+        f"ELBO                  {found.elbo:.2f} ± {found.elbo_se:.2f} nats = {terms}",
+        f"log evidence          {found.log_evidence:.2f} ± {found.log_evidence_se:.2f} nats, k = {found.k} ({errors})",
+        "  by k                " + ", ".join(f"{k}: {v:.2f}" for k, v in found.log_evidence_by_k.items()),
+    ]
+    if found.bits_per_dim is not None:
+        outside = f"; mass outside {found.mass_outside:.4f}" if found.mass_outside is not None else ""
+        lines.append(f"bits per dimension    {found.bits_per_dim:.4f} ± {found.bits_per_dim_se:.4f}{outside}")
+    if found.bits_per_dim_clamped is not None:
+        lines.append(f"  clamped             {found.bits_per_dim_clamped:.4f}: a censored model, not to be ranked")
+    if found.binarised_nll is not None:
+        loose = ": a loose bound" if found.binarised_is_loose else ""
+        lines.append(
+            f"binarised NLL         {found.binarised_nll:.2f} ± {found.binarised_nll_se:.2f} nats"
+            f" (effective samples {found.binarised_effective_sample_size:.1f}{loose})"
+        )
+    lines += [
+        f"mean squared error    {found.mean_squared_error:.5f}",
+        f"active latent units   {found.active_units} of {len(found.kl_per_dimension)}",
+    ]
+    if found.pixels_at_floor is not None:
+        lines.append(f"scales at the floor   {100 * found.pixels_at_floor:.1f} %")
+    return "\n".join(lines)

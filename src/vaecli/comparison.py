@@ -1,0 +1,207 @@
+"""Comparing decoders: the same config trained with each of them and several seeds, evaluated alike."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaecli.config import Config
+from vaecli.errors import UsageError, VaecliError
+from vaecli.files import write_json
+from vaecli.runs import Run, list_runs
+
+TUTORIAL = ("gaussian", "i-gaussian", "bernoulli")
+"""The decoders that the usual tutorial compares."""
+PLAN = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one decoder and seed."""
+
+    decoder: str
+    seed: int
+    run: Run | None
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Of `vaecli.evaluate`, and `seconds_per_epoch`."""
+    error: str | None = None
+
+    def per_image(self, name: str) -> NDArray[np.float64] | None:
+        """A figure for every image of the test split, if it has been evaluated."""
+        path = self.figures.get("path")
+        if path is None:
+            return None
+        with np.load(Path(path).with_suffix(".npz")) as arrays:
+            return arrays[name].astype(np.float64) if name in arrays.files else None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All outcomes, by decoder in the order asked for and by seed."""
+
+    base: Config
+    decoders: tuple[str, ...]
+    seeds: tuple[int, ...]
+    k: int
+    outcomes: tuple[Outcome, ...]
+
+    def of(self, decoder: str) -> list[Outcome]:
+        """The outcomes of a decoder that have figures."""
+        return [o for o in self.outcomes if o.decoder == decoder and not o.error]
+
+    def values(self, decoder: str, name: str) -> list[float]:
+        """A figure over the seeds of a decoder; empty where the decoder has none."""
+        found = [o.figures.get(name) for o in self.of(decoder)]
+        return [] if None in found else [float(value) for value in found if value is not None]
+
+    @property
+    def failed(self) -> list[Outcome]:
+        """The runs that came to nothing."""
+        return [o for o in self.outcomes if o.error]
+
+
+Tell = Callable[[str], None]
+
+
+def compare(
+    base: Config,
+    decoders: Sequence[str],
+    n_seeds: int,
+    out: Path,
+    *,
+    runs_dir: Path,
+    data_dir: Path | None = None,
+    jobs: int = 1,
+    k: int = 100,
+    tell: Tell,
+) -> Comparison:
+    """Train and evaluate every decoder with every seed; what is complete already is not done again.
+
+    Args:
+        base: The config that all share; its seed is the first.
+        decoders: Names of `LIKELIHOODS`.
+        n_seeds: How many seeds, counted up from the base's.
+        out: The report's directory; it remembers which comparison it holds.
+        runs_dir: Where the runs are looked for and made.
+        data_dir: As for `train`.
+        jobs: Runs at a time, each in a process with its share of the cores.
+        k: Importance samples per image.
+        tell: Is told, in a line, of every run that has ended.
+
+    Raises:
+        UsageError: The directory holds another comparison.
+        VaecliError: The directory cannot be written.
+    """
+    seeds = tuple(range(base.seed, base.seed + n_seeds))
+    _claim(out, base, decoders, seeds, k)
+    wanted = [_member(base, decoder, seed) for seed in seeds for decoder in decoders]
+    known = _known_runs(runs_dir)
+    tasks = [(config, known.get(identity(config)), runs_dir, data_dir, k) for config in wanted]
+    outcomes = []
+    for i, outcome in enumerate(_run_all(tasks, min(jobs, len(tasks))), start=1):
+        outcomes.append(outcome)
+        what = outcome.error or f"ELBO {outcome.figures['elbo']:.2f} nats (test)"
+        tell(f"{i}/{len(tasks)}  {outcome.decoder}, seed {outcome.seed}: {what}")
+    outcomes.sort(key=lambda o: (decoders.index(o.decoder), o.seed))
+    return Comparison(base, tuple(decoders), seeds, k, tuple(outcomes))
+
+
+def identity(config: Config) -> str:
+    """What makes two runs the same run: all of the config but its name and the device."""
+    return json.dumps(config.model_dump(mode="json", exclude={"name", "device"}), sort_keys=True)
+
+
+def _member(base: Config, decoder: str, seed: int) -> Config:
+    model = base.model.model_copy(update={"decoder": decoder})
+    return base.model_copy(update={"model": model, "seed": seed, "name": base.name or "comparison"})
+
+
+def _known_runs(runs_dir: Path) -> dict[str, Run]:
+    """Runs by identity; of several, the one that has come furthest."""
+    known: dict[str, Run] = {}
+    for run in list_runs(runs_dir):
+        try:
+            key = identity(run.config)
+        except VaecliError:
+            continue
+        if key not in known or run.status.get("epoch", 0) > known[key].status.get("epoch", 0):
+            known[key] = run
+    return known
+
+
+def _claim(out: Path, base: Config, decoders: Sequence[str], seeds: Sequence[int], k: int) -> None:
+    """Take the report's directory for this comparison, or for a wider one of the same base."""
+    plan = {"base": json.loads(identity(base)), "k": k, "members": [[d, s] for d in decoders for s in seeds]}
+    plan["base"]["model"].pop("decoder")
+    path = out / PLAN
+    try:
+        if path.is_file():
+            old = json.loads(path.read_text())
+            wider = all(member in plan["members"] for member in old["members"])
+            if (old["base"], old["k"]) != (plan["base"], k) or not wider:
+                raise UsageError(f"{out}: holds the report of another comparison; name another directory with --out")
+        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UsageError(f"{out}: is not empty, and not a comparison's; name another directory with --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, plan)
+    except OSError as error:
+        raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: cannot be read; name another directory with --out") from error
+
+
+_Task = tuple[Config, Run | None, Path, Path | None, int]
+
+
+def _run_all(tasks: Sequence[_Task], jobs: int) -> Iterator[Outcome]:
+    """Every outcome as it comes; one that fails takes no other with it."""
+    if jobs <= 1:
+        yield from (_complete(task) for task in tasks)
+        return
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_share_cores, initargs=(threads,)) as pool:
+        futures = {pool.submit(_complete, task): task for task in tasks}
+        for future in as_completed(futures):
+            config = futures[future][0]
+            error = future.exception()
+            if error is None:
+                yield future.result()
+            else:  # the process itself is gone
+                yield Outcome(config.model.decoder, config.seed, None, error=f"{type(error).__name__}: {error}")
+
+
+def _share_cores(threads: int) -> None:
+    """Give a worker its share of the cores."""
+    import torch  # noqa: PLC0415 (only workers start with it)
+
+    torch.set_num_threads(threads)
+
+
+def _complete(task: _Task) -> Outcome:
+    """Train what is not trained, evaluate what is not evaluated."""
+    from vaecli.evaluation import evaluate, evaluation_path  # noqa: PLC0415 (torch)
+    from vaecli.training import resume, train  # noqa: PLC0415
+
+    config, run, runs_dir, data_dir, k = task
+    try:
+        if run is None or not run.last.is_file():
+            run = train(config, runs_dir=runs_dir, data_dir=data_dir)
+        elif run.status.get("state") not in {"completed", "converged"}:
+            run = resume(run, data_dir=data_dir)
+        path = evaluation_path(run, k=k)
+        if not path.is_file():
+            evaluate(run, k=k, device=config.device, data_dir=data_dir)
+        figures = json.loads(path.read_text())
+        status = run.status
+    except (VaecliError, OSError, ValueError, RuntimeError) as error:
+        return Outcome(config.model.decoder, config.seed, run, error=str(error) or type(error).__name__)
+    pace = {"seconds_per_epoch": status["seconds"] / status["epoch"], "path": str(path)}
+    return Outcome(config.model.decoder, config.seed, run, figures | pace)

@@ -1,0 +1,246 @@
+"""The report of a comparison: one HTML file, Markdown, CSV, JSON and the figures."""
+
+import base64
+import csv
+import io
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from vaecli import figures
+from vaecli.comparison import Comparison, Outcome
+from vaecli.configfile import dump_config
+from vaecli.errors import VaecliError
+from vaecli.files import write_atomically, write_json, write_text
+from vaecli.likelihoods import LIKELIHOODS
+from vaecli.statistics import LEVEL, holm, interval, paired, welch
+
+FLOORED, COLLAPSED = 0.01, 0.5
+"""Shares beyond which a report warns: of scales on their floor, and of latent units that are not active."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure as the report shows it."""
+
+    key: str
+    title: str
+    meaning: str
+    better: str | None
+    """"higher" or "lower", if either is good."""
+    digits: int
+
+
+WITHIN = (
+    Column("elbo", "ELBO", "lower bound on log p(x), nats per test image", "higher", 2),
+    Column("log_evidence", "log evidence", "importance-weighted log p(x), nats per test image", "higher", 2),
+    Column("effective_sample_size", "ESS", "median effective sample size of that estimate", None, 1),
+)
+ACROSS = (
+    Column("bits_per_dim", "bits/dim", "bits per pixel for the 256 grey levels, densities integrated", "lower", 3),
+    Column("binarised_nll", "binarised NLL", "-log p(b) of the same binary test images, nats", "lower", 2),
+    Column("mean_squared_error", "MSE", "of reconstructions, in units of the 0..1 pixel", "lower", 4),
+    Column("kl", "rate", "KL(q(z|x) ‖ p(z)), nats: what the latent carries", None, 2),
+    Column("active_units", "active units", "latent dimensions whose posterior mean varies", None, 1),
+    Column("seconds_per_epoch", "s/epoch", "training time per epoch, on a shared machine", "lower", 2),
+)
+TESTED = ("log_evidence", "bits_per_dim", "binarised_nll", "mean_squared_error")
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two decoders on a figure that ranks them, with Holm-corrected p-values."""
+
+    figure: str
+    better: str
+    worse: str
+    by: float
+    digits: int
+    over_seeds: float | None
+    """Welch's t test between the seeds of either."""
+    over_images: float | None
+    """The weakest seed's t test paired over the test images."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether both tests find it."""
+        return all(p is not None and p < LEVEL for p in (self.over_seeds, self.over_images))
+
+
+def write_report(comparison: Comparison, out: Path) -> dict[str, Any]:
+    """Write report.html, report.md, results.csv, results.json and figures/ into a directory.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        VaecliError: A file cannot be written.
+    """
+    content = _content(comparison)
+    pictures = {
+        "panel": figures.png(figures.panel(comparison)),
+        "curves": figures.png(figures.curves(comparison)),
+        "bridges": figures.png(figures.bridges(comparison)),
+    }
+    embedded = {name: base64.b64encode(picture).decode() for name, picture in pictures.items()}
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("vaecli"),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters["p_value"] = _p_value
+    results = _results(comparison, content)
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for name, picture in pictures.items():
+            write_atomically(out / "figures" / f"{name}.png", _writer(picture))
+        for kind in ("html", "md"):
+            text = templates.get_template(f"report.{kind}.j2").render(content, embedded=embedded)
+            write_text(out / f"report.{kind}", text)
+        write_text(out / "results.csv", _csv(results["runs"]))
+        write_json(out / "results.json", results)
+    except OSError as error:
+        raise VaecliError(f"{error.filename or out}: cannot be written: {error.strerror}") from error
+    return results
+
+
+def _writer(content: bytes) -> Callable[[Any], object]:
+    return lambda file: file.write(content)
+
+
+def _content(comparison: Comparison) -> dict[str, Any]:
+    """Everything that the templates show."""
+    within = []
+    for support, decoders in _groups(comparison).items():
+        within.append({"title": support, "table": _table(comparison, decoders, WITHIN)})
+    return {
+        "comparison": comparison,
+        "n_seeds": len(comparison.seeds),
+        "within": within,
+        "across": _table(comparison, comparison.decoders, ACROSS),
+        "differences": _differences(comparison),
+        "warnings": _warnings(comparison),
+        "failed": comparison.failed,
+        "config": dump_config(comparison.base).rstrip(),
+        "level": LEVEL,
+    }
+
+
+def _groups(comparison: Comparison) -> dict[str, tuple[str, ...]]:
+    """Decoders whose bounds are about the same random variable."""
+    groups: dict[str, tuple[str, ...]] = {}
+    for decoder in comparison.decoders:
+        outcomes = comparison.of(decoder)
+        observed = outcomes[0].figures["observed"] if outcomes else "no run"
+        caveat = outcomes[0].figures["caveat"] if outcomes else None
+        title = f"{LIKELIHOODS[decoder].support.value}, pixels {observed}" + (f": {caveat}" if caveat else "")
+        groups[title] = (*groups.get(title, ()), decoder)
+    return groups
+
+
+def _table(comparison: Comparison, decoders: tuple[str, ...], columns: tuple[Column, ...]) -> dict[str, Any]:
+    rows = []
+    for decoder in decoders:
+        cells = [_cell(comparison.values(decoder, column.key), column.digits) for column in columns]
+        rows.append({"decoder": decoder, "n": len(comparison.of(decoder)), "cells": cells})
+    return {"columns": columns, "rows": rows}
+
+
+def _cell(values: list[float], digits: int) -> str:
+    if not values:
+        return "–"
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
+
+
+def _differences(comparison: Comparison) -> list[Difference]:
+    """Every pair of decoders on every figure that ranks them, corrected together."""
+    group_of = {decoder: title for title, decoders in _groups(comparison).items() for decoder in decoders}
+    found = []
+    for column in (c for c in (*WITHIN, *ACROSS) if c.key in TESTED):
+        for a, b in combinations(comparison.decoders, 2):
+            one, two = comparison.values(a, column.key), comparison.values(b, column.key)
+            if not one or not two or (column in WITHIN and group_of[a] != group_of[b]):
+                continue
+            difference = float(np.mean(one) - np.mean(two))
+            better, worse = (a, b) if (difference > 0) == (column.better == "higher") else (b, a)
+            over_images = _paired_over_images(comparison, a, b, column.key)
+            found.append(
+                Difference(column.title, better, worse, abs(difference), column.digits, welch(one, two), over_images)
+            )
+    seeds, images = holm([d.over_seeds for d in found]), holm([d.over_images for d in found])
+    return [replace(d, over_seeds=s, over_images=i) for d, s, i in zip(found, seeds, images, strict=True)]
+
+
+def _paired_over_images(comparison: Comparison, a: str, b: str, key: str) -> float | None:
+    """The largest p-value over seeds, each paired over the same test images."""
+    found = []
+    for one in comparison.of(a):
+        for two in (o for o in comparison.of(b) if o.seed == one.seed):
+            x, y = one.per_image(key), two.per_image(key)
+            if x is not None and y is not None and len(x) == len(y):
+                found.append(paired(x, y))
+    return max(found, default=None)
+
+
+def _p_value(p: float | None) -> str:
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def _warnings(comparison: Comparison) -> list[str]:
+    found = []
+    for decoder in comparison.decoders:
+        outcomes = comparison.of(decoder)
+        for text in dict.fromkeys(warning for outcome in outcomes for warning in _warnings_of(outcome)):
+            n = sum(text in _warnings_of(outcome) for outcome in outcomes)
+            found.append(f"{decoder}: {text} ({n} of {len(outcomes)} runs)")
+    return found
+
+
+def _warnings_of(outcome: Outcome) -> list[str]:
+    figures_, found = outcome.figures, []
+    if figures_["caveat"]:
+        found.append(f"its bound is {figures_['caveat']}")
+    if (figures_["pixels_at_floor"] or 0) > FLOORED:
+        found.append("scales sit on their floor, so its density is limited by a setting")
+    if figures_["effective_sample_size"] < 5:
+        found.append("its log evidence is a loose bound: a median effective sample size below 5")
+    if figures_["binarised_is_loose"]:
+        found.append("its binarised NLL is a loose bound: a median effective sample size below 5")
+    if figures_["active_units"] < COLLAPSED * len(figures_["kl_per_dimension"]):
+        found.append("more than half of its latent units are collapsed")
+    return found
+
+
+def _results(comparison: Comparison, content: dict[str, Any]) -> dict[str, Any]:
+    runs = [
+        {"decoder": o.decoder, "seed": o.seed, "run": None if o.run is None else str(o.run.path), "error": o.error}
+        | {key: value for key, value in o.figures.items() if key not in {"run", "decoder", "seed", "path"}}
+        for o in comparison.outcomes
+    ]
+    return {
+        "base": comparison.base.model_dump(mode="json"),
+        "decoders": comparison.decoders,
+        "seeds": comparison.seeds,
+        "k": comparison.k,
+        "runs": runs,
+        "differences": [asdict(d) | {"holds": d.holds} for d in content["differences"]],
+        "warnings": content["warnings"],
+    }
+
+
+def _csv(runs: list[dict[str, Any]]) -> str:
+    """One line per run; lists and tables within a figure are left to the JSON."""
+    plain = [{key: v for key, v in run.items() if not isinstance(v, dict | list)} for run in runs]
+    names = list(dict.fromkeys(key for run in plain for key in run))
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, names)
+    writer.writeheader()
+    writer.writerows(plain)
+    return buffer.getvalue()

@@ -1,0 +1,47 @@
+"""Intervals and tests for a handful of seeds and thousands of images."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+LEVEL = 0.05
+
+
+def interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """The mean, and half the width of its 95 % confidence interval by Student's t; None for fewer than two values."""
+    n = len(values)
+    mean = float(np.mean(values))
+    if n < 2:
+        return mean, None
+    return mean, float(stats.t.ppf(1 - LEVEL / 2, n - 1) * np.std(values, ddof=1) / math.sqrt(n))
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
+    """The p-value of equal means over seeds, variances free (Welch 1947); None for fewer than two of either."""
+    if min(len(a), len(b)) < 2:
+        return None
+    return _p(stats.ttest_ind(a, b, equal_var=False).pvalue, float(np.mean(a) - np.mean(b)))
+
+
+def paired(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """The p-value of equal means over the same images."""
+    return _p(stats.ttest_rel(a, b).pvalue, float(np.mean(a - b)))
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's (1979) correction for so many tests: the chance of any false finding stays below the level."""
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    highest = 0.0
+    for rank, (p, i) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        adjusted[i] = highest
+    return adjusted
+
+
+def _p(p_value: float, difference: float) -> float:
+    """Where nothing varies scipy has no p-value: equal means are no evidence, different ones all there is."""
+    return float(p_value) if math.isfinite(p_value) else float(difference == 0)
