@@ -209,7 +209,7 @@ def _evaluable(run: Run) -> Run:
 def _observed(config: Config) -> str:
     support = config.model.likelihood.support
     if support is Support.LEVELS:
-        return "levels"
+        return "as they are"
     if support is Support.UNIT_INTERVAL:
         return "dequantised" if config.data.dequantize else "grey"
     ways = {"dynamic": "binarised anew", "threshold": "binarised at ½", "static": "binarised once", "none": "grey"}

@@ -6,6 +6,7 @@ from io import BytesIO
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from vaecli.comparison import Comparison, Outcome
@@ -74,7 +75,7 @@ def curves(comparison: Comparison) -> Figure:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.lines:
-            axis.legend(frameon=False, loc="lower right")
+            axis.legend(frameon=False)
     return figure
 
 
@@ -92,9 +93,11 @@ def bridges(comparison: Comparison) -> Figure:
         ("binarised_nll", "binarised NLL (nats)"),
         ("mean_squared_error", "mean squared error"),
     )
-    figure = Figure(figsize=(4 * len(wanted), 0.45 * len(comparison.decoders) + 1.3), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(wanted), 0.45 * len(comparison.decoders) + 1.3), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr]
     for axis, (name, label) in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
         _dots(axis, comparison, name)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         axis.set_xlabel(f"{label}, lower is better")
         if name != wanted[0][0]:
             axis.set_yticklabels([])

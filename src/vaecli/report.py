@@ -16,6 +16,7 @@ from vaecli import figures
 from vaecli.comparison import Comparison, Outcome
 from vaecli.configfile import dump_config
 from vaecli.errors import VaecliError
+from vaecli.evaluation import LOOSE
 from vaecli.files import write_atomically, write_json, write_text
 from vaecli.likelihoods import LIKELIHOODS
 from vaecli.statistics import LEVEL, holm, interval, paired, welch
@@ -194,27 +195,28 @@ def _p_value(p: float | None) -> str:
 
 
 def _warnings(comparison: Comparison) -> list[str]:
-    found = []
+    """Each warning once, with the decoders it is about."""
+    about: dict[str, list[str]] = {}
     for decoder in comparison.decoders:
-        outcomes = comparison.of(decoder)
-        for text in dict.fromkeys(warning for outcome in outcomes for warning in _warnings_of(outcome)):
-            n = sum(text in _warnings_of(outcome) for outcome in outcomes)
-            found.append(f"{decoder}: {text} ({n} of {len(outcomes)} runs)")
-    return found
+        found = [_warnings_of(outcome) for outcome in comparison.of(decoder)]
+        for text in dict.fromkeys(warning for warnings in found for warning in warnings):
+            n = sum(text in warnings for warnings in found)
+            about.setdefault(text, []).append(f"{decoder} ({n} of {len(found)} runs)")
+    return [f"{text}: {', '.join(decoders)}" for text, decoders in about.items()]
 
 
 def _warnings_of(outcome: Outcome) -> list[str]:
-    figures_, found = outcome.figures, []
-    if figures_["caveat"]:
-        found.append(f"its bound is {figures_['caveat']}")
-    if (figures_["pixels_at_floor"] or 0) > FLOORED:
-        found.append("scales sit on their floor, so its density is limited by a setting")
-    if figures_["effective_sample_size"] < 5:
-        found.append("its log evidence is a loose bound: a median effective sample size below 5")
-    if figures_["binarised_is_loose"]:
-        found.append("its binarised NLL is a loose bound: a median effective sample size below 5")
-    if figures_["active_units"] < COLLAPSED * len(figures_["kl_per_dimension"]):
-        found.append("more than half of its latent units are collapsed")
+    seen, found = outcome.figures, []
+    if seen["caveat"]:
+        found.append(f"The bound is {seen['caveat']}")
+    if (seen["pixels_at_floor"] or 0) > FLOORED:
+        found.append("Scales sit on their floor, so the likelihood is limited by a setting")
+    if seen["effective_sample_size"] < LOOSE:
+        found.append(f"The log evidence is a loose bound, its median effective sample size below {LOOSE:g}")
+    if seen["binarised_is_loose"]:
+        found.append(f"The binarised NLL is a loose bound, its median effective sample size below {LOOSE:g}")
+    if seen["active_units"] < COLLAPSED * len(seen["kl_per_dimension"]):
+        found.append("More than half of the latent units are collapsed")
     return found
 
 
