@@ -82,7 +82,21 @@ def test_python_m_vaecli_is_vae():
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "sample", "reconstruct", "encode", "runs ls", "runs show", "configs ls", "configs cat", "configs cp"],
+    [
+        "train",
+        "evaluate",
+        "compare-decoders",
+        "sample",
+        "reconstruct",
+        "encode",
+        "manifold",
+        "interpolate",
+        "runs ls",
+        "runs show",
+        "configs ls",
+        "configs cat",
+        "configs cp",
+    ],
 )
 def test_every_help_ends_in_examples(vae, command):
     code, out, _ = vae(*command.split(), "--help")
@@ -156,6 +170,64 @@ def test_sample_reconstruct_encode(vae, trained):
     vae("encode", "--ckpt", trained, "--split", "train", "--out", "z.npz")
     with np.load("z.npz") as found:
         assert {name: found[name].shape for name in found} == {"mean": (45, 3), "stddev": (45, 3), "labels": (45,)}
+
+
+def test_evaluate(vae, trained):
+    code, out, err = vae("evaluate", "--ckpt", trained, "--k", 5, "--limit", 4)
+    assert (code, err.splitlines()[-1].startswith("importance sampling: 100 %")) == (0, True)
+    assert "bernoulli, best at step" in out
+    assert "4 test images, pixels binarised anew" in out
+    code, out, err = vae("evaluate", "--ckpt", trained, "--k", 5, "--json")
+    found = json.loads(out)
+    assert (code, err, found["k"], found["n_images"]) == (0, "", 5, 6)
+    for arguments, what in (
+        (("--k", 0), "--k"),
+        (("--split", "tests"), "--split"),
+        (("--limit", 0), "--limit"),
+        (("--device", "cuda:9"), "is not there"),
+    ):
+        code, out, err = vae("evaluate", "--ckpt", trained, *arguments)
+        assert (code, out) == (2, "")
+        assert what in err
+
+
+def test_a_run_that_is_still_training_is_evaluated_at_its_newest_checkpoint(vae, trained):
+    run = load_run(trained)
+    run.write_status(**run.status | {"state": "running"})
+    _, out, err = vae("evaluate", "--ckpt", trained, "--k", 2)
+    assert "is still training: its newest checkpoint is evaluated" in err
+    assert "bernoulli, last at step" in out
+
+
+def test_manifold_and_interpolate(vae, config, trained):
+    code, _, err = vae("manifold", "--ckpt", trained)
+    assert code == 2
+    assert "has 3 latent dimensions" in err
+    _, out, _ = vae("train", "--config", config, "model.latent_dim=2", "--quiet")
+    assert vae("manifold", "--ckpt", out.strip(), "--n", 4, "--out", "m.png")[:2] == (0, "m.png\n")
+    with Image.open("m.png") as image:
+        assert image.size == (2 * (4 * 6 + 1), 2 * (4 * 7 + 1))
+    code, out, _ = vae("interpolate", "--ckpt", trained, "--from", 0, "--to", 5, "--n", 7)
+    assert (code, Path(out.strip()).name) == (0, "interpolate-test-0-5.png")
+    code, _, err = vae("interpolate", "--ckpt", trained, "--to", 6)
+    assert code == 2
+    assert "has images 0 to 5, and no 6" in err
+
+
+def test_compare_decoders(vae, config):
+    code, out, err = vae("compare-decoders", "--config", config, "--seeds", 1, "--k", 3)
+    assert (code, out) == (0, "runs/comparisons/small/report.html\n")
+    assert "3/3  bernoulli, seed 0: ELBO" in err
+    code, out, _ = vae("compare-decoders", "--config", config, "--seeds", 1, "--k", 3, "--json")
+    assert [run["decoder"] for run in json.loads(out)["runs"]] == ["gaussian", "i-gaussian", "bernoulli"]
+    code, _, err = vae("compare-decoders", "--config", config, "--decoders", "gaussian,gausian")
+    assert code == 2
+    assert "'gausian': not known; known: bernoulli, " in err
+    settings = ("--decoders", "bernoulli", "--seeds", 1, "--k", 3, "--out", "bad", "optimizer.learning_rate=1e30")
+    code, _, err = vae("compare-decoders", "--config", config, *settings)
+    assert code == 5
+    assert "1 of 1 runs failed" in err
+    assert "training diverged" in Path("bad/report.md").read_text()
 
 
 def test_runs_ls_and_show(vae, trained):

@@ -4,62 +4,15 @@ import math
 
 import pytest
 import torch
-from torch import nn
-from torch.distributions import MultivariateNormal
 
 from vaecli.config import ModelConfig, ObjectiveConfig
-from vaecli.distributions import Conditional
-from vaecli.factorised import DiagonalNormal
 from vaecli.likelihoods import LIKELIHOODS
 from vaecli.objectives import draw, elbo, log_evidence, log_mean_exp, log_weights, objective
 from vaecli.observations import Batch
 from vaecli.randomness import generator
-from vaecli.vae import VAE, build_vae
+from vaecli.vae import build_vae
 
 D, Z, B = 6, 3, 4
-SIGMA = 0.7
-
-
-class Affine(Conditional):
-    """N(y; A c + b, diag exp(2 log_sigma)), with everything given."""
-
-    n_params = 1
-
-    def __init__(self, matrix, bias, log_sigma):
-        super().__init__(nn.Identity())
-        self.matrix, self.bias, self.log_sigma = nn.Parameter(matrix), bias, log_sigma
-
-    def forward(self, c):
-        mean = c @ self.matrix.T + self.bias
-        return DiagonalNormal(mean, self.log_sigma.expand_as(mean))
-
-
-@pytest.fixture
-def oracle():
-    """p(x|z) = N(Wz + b, σ²I), W with orthogonal columns; the exact posterior; and log N(x; b, WWᵀ + σ²I)."""
-    rng = torch.Generator().manual_seed(0)
-    basis, _ = torch.linalg.qr(torch.randn(D, Z, generator=rng, dtype=torch.float64))
-    w = basis * torch.tensor([2.0, 1.0, 0.5], dtype=torch.float64)
-    b = torch.randn(D, generator=rng, dtype=torch.float64)
-    variance = SIGMA**2 / (w.square().sum(0) + SIGMA**2)  # of the posterior: (I + WᵀW/σ²)⁻¹, diagonal
-    posterior = variance[:, None] * w.T / SIGMA**2
-    vae = VAE(
-        Affine(posterior, -posterior @ b, 0.5 * variance.log()),
-        Affine(w, b, torch.tensor(math.log(SIGMA), dtype=torch.float64)),
-        Z,
-    )
-    x = torch.randn(B, D, generator=rng, dtype=torch.float64)
-    evidence = MultivariateNormal(b, w @ w.T + SIGMA**2 * torch.eye(D, dtype=torch.float64)).log_prob(x)
-    return vae, Batch(x, x), evidence
-
-
-@pytest.fixture
-def loose(oracle):
-    """The same model with an encoder that is off: a bound with a gap."""
-    vae, batch, evidence = oracle
-    vae.encoder.bias = vae.encoder.bias + 0.5
-    vae.encoder.log_sigma = vae.encoder.log_sigma + 0.3
-    return vae, batch, evidence
 
 
 @pytest.mark.parametrize("n_samples", [1, 7])

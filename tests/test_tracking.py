@@ -1,6 +1,12 @@
+import numpy as np
 import pytest
+from google.protobuf.text_format import Parse
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
+from vaecli.generation import encode
+from vaecli.runs import load_run
 from vaecli.tracking import RunLogs
 from vaecli.training import train
 
@@ -24,6 +30,18 @@ def test_tensorboard_reads_the_same_tags_of_both_splits_over_images_seen(small, 
     assert "latent/kl_per_dimension" in tags["histograms"]
     assert "config/text_summary" in tags["tensors"]
     assert "_hparams_/experiment" in boards["validation"].summary_metadata
+
+
+def test_the_projector_has_a_point_a_label_and_a_thumbnail_for_each_test_image(small, tmp_path):
+    run = train(small(), runs_dir=tmp_path)
+    directory = run.path / "tensorboard" / "validation"
+    points = np.loadtxt(directory / "embedding.tsv")
+    assert points == pytest.approx(encode(load_run(run.last), split="test").mean, rel=1e-3, abs=1e-4)
+    assert (directory / "labels.tsv").read_text().split() == ["4", "0", "1", "2", "3", "4"]
+    with Image.open(directory / "thumbnails.png") as sprite:
+        assert sprite.size == (3 * 5, 2 * 6)  # six images of 6x5 in three columns
+    config = Parse((directory / "projector_config.pbtxt").read_text(), ProjectorConfig())
+    assert list(config.embeddings[0].sprite.single_image_dim) == [5, 6]
 
 
 def test_a_log_is_cut_back_to_a_recorded_length(tmp_path):

@@ -6,6 +6,7 @@ from io import BytesIO
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
@@ -93,8 +94,9 @@ def bridges(comparison: Comparison) -> Figure:
         ("binarised_nll", "binarised NLL (nats)"),
         ("mean_squared_error", "mean squared error"),
     )
-    figure = Figure(figsize=(4.2 * len(wanted), 0.45 * len(comparison.decoders) + 1.3), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.08)  # type: ignore[union-attr]
+    figure = Figure(
+        figsize=(4.2 * len(wanted), 0.45 * len(comparison.decoders) + 1.3), layout=ConstrainedLayoutEngine(wspace=0.08)
+    )
     for axis, (name, label) in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
         _dots(axis, comparison, name)
         axis.xaxis.set_major_locator(MaxNLocator(4))
@@ -108,9 +110,10 @@ def _dots(axis: mpl.axes.Axes, comparison: Comparison, name: str) -> None:
     decoders: Sequence[str] = comparison.decoders
     for i, decoder in enumerate(decoders):
         values = comparison.values(decoder, name)
-        colour = COLOURS[i % len(COLOURS)]
-        axis.plot(values, [i] * len(values), "o", color=colour, ms=6, alpha=0.8, clip_on=False)
-        if not values:
+        if values:
+            colour = COLOURS[i % len(COLOURS)]
+            axis.plot(values, [i] * len(values), "o", color=colour, ms=6, alpha=0.8, clip_on=False)
+        else:
             axis.text(0.02, i, "not defined", va="center", color="gray", transform=axis.get_yaxis_transform())
     axis.set(yticks=range(len(decoders)), ylim=(len(decoders) - 0.5, -0.5))
     axis.set_yticklabels(decoders)

@@ -14,20 +14,23 @@ GAP = 1
 BACKGROUND = 64
 
 
-def grid(images: Float[NDArray[np.float32], "N H W"], columns: int | None = None) -> UInt8[NDArray[np.uint8], "h w"]:
-    """Lay images out in rows, with a thin line between them.
+def grid(
+    images: Float[NDArray[np.float32], "N H W"], columns: int | None = None, gap: int = GAP
+) -> UInt8[NDArray[np.uint8], "h w"]:
+    """Lay images out in rows, with a thin line between them and around.
 
     Args:
         images: In units of the 0..1 pixel; what lies outside is clipped.
         columns: Images in a row; None for a square.
+        gap: The line's width in pixels.
     """
     n, height, width = images.shape
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     rows = math.ceil(n / columns)
-    canvas = np.full((rows * (height + GAP) + GAP, columns * (width + GAP) + GAP), BACKGROUND, np.uint8)
+    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap), BACKGROUND, np.uint8)
     levels = (np.nan_to_num(images).clip(0, 1) * 255).round().astype(np.uint8)
     for i, image in enumerate(levels):
-        top, left = (i // columns) * (height + GAP) + GAP, (i % columns) * (width + GAP) + GAP
+        top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + gap) + gap
         canvas[top : top + height, left : left + width] = image
     return canvas
 

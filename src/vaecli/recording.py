@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -18,6 +18,7 @@ from vaecli.errors import VaecliError
 from vaecli.generation import reconstruct_images, sample_prior
 from vaecli.observations import Observe
 from vaecli.pictures import grid, paired_grid, save_png
+from vaecli.projector import POINTS, write_projector
 from vaecli.randomness import generator
 from vaecli.runs import Run
 from vaecli.state import TrainingState
@@ -178,9 +179,15 @@ class Recorder:
         self._noted_at = time.monotonic()
         self._run.write_status(state=state, reason=reason, **(kept | identity))
 
-    def finish(self, state: str) -> None:
-        """Keep the final checkpoint, a picture of samples, and the final status."""
+    def finish(self, state: str, test: Images) -> None:
+        """Keep the final checkpoint, a picture of samples, test images for TensorBoard's projector, and the status."""
         self.save()
+        if len(test) > 1 and self._observe is not None:
+            vae, directory = self._state.vae, self._run.path / "tensorboard" / "validation"
+            shown = test.first(POINTS)
+            shown = replace(shown, pixels=shown.pixels.to(vae.device))
+            noise = generator(self._config.seed, "evaluation", vae.device)
+            write_projector(directory, vae, shown, self._observe, noise)
         save_png(self._run.path / "samples" / "prior.png", self._prior_picture())
         self.status(state)
 

@@ -1,7 +1,10 @@
 """Intervals and tests for a handful of seeds and thousands of images."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +26,20 @@ def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
     """The p-value of equal means over seeds, variances free (Welch 1947); None for fewer than two of either."""
     if min(len(a), len(b)) < 2:
         return None
-    return _p(stats.ttest_ind(a, b, equal_var=False).pvalue, float(np.mean(a) - np.mean(b)))
+    return _p_value(partial(stats.ttest_ind, equal_var=False), np.asarray(a), np.asarray(b))
 
 
 def paired(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
     """The p-value of equal means over the same images."""
-    return _p(stats.ttest_rel(a, b).pvalue, float(np.mean(a - b)))
+    return _p_value(stats.ttest_rel, a, b)
+
+
+def _p_value(test: Callable[..., Any], a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """Where nothing varies scipy warns, and may have no p-value: equal means are no evidence, different ones all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        p_value = float(test(a, b).pvalue)
+    return p_value if math.isfinite(p_value) else float(a.mean() == b.mean())
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -40,8 +51,3 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
         highest = max(highest, min(1.0, (len(order) - rank) * p))
         adjusted[i] = highest
     return adjusted
-
-
-def _p(p_value: float, difference: float) -> float:
-    """Where nothing varies scipy has no p-value: equal means are no evidence, different ones all there is."""
-    return float(p_value) if math.isfinite(p_value) else float(difference == 0)

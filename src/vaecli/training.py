@@ -156,7 +156,7 @@ def _fit(
         except Exception as error:
             record.status("failed", f"{type(error).__name__}: {error}")
             raise
-        record.finish("converged" if converged else "completed")
+        record.finish("converged" if converged else "completed", dataset.test)
     return run
 
 
