@@ -1,5 +1,7 @@
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -325,3 +327,35 @@ def test_a_signal_stops_a_run_that_can_be_resumed(config, tmp_path, number):
     assert f"go on with: vae train --resume runs/small/{run.name}" in err
     assert run.status["state"] == "interrupted"
     assert torch.load(run.last, weights_only=True)["progress"]["step"] > 0
+
+
+def on_a_terminal(tmp_path: Path, *arguments: object) -> tuple[int, str]:
+    """Runs a command whose stderr is a terminal; returns its exit code and what it showed there."""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"COLUMNS": "160", "TERM": "xterm"}
+    command = [sys.executable, "-m", "vaecli", *map(str, arguments)]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # the other end is closed
+                break
+            if not part:
+                break
+            shown += part
+    os.close(ours)
+    return process.returncode, shown.decode()
+
+
+def test_on_a_terminal_long_work_shows_a_bar(config, tmp_path):
+    code, shown = on_a_terminal(tmp_path, "train", "--config", config, "training.epochs=3", "training.batch_size=1")
+    assert code == 0
+    assert "epoch 2/3" in shown
+    assert re.search(r"ELBO -\d+\.\d\d = -\d+\.\d\d - \d+\.\d\d nats +[\d,]+ images/s +\d:\d\d left", shown)
+    (run,) = list_runs(tmp_path / "runs")
+    code, shown = on_a_terminal(tmp_path, "evaluate", "--ckpt", run.path, "--k", 50)
+    assert code == 0
+    assert "importance sampling" in shown
+    assert "100%" in shown

@@ -51,7 +51,7 @@ class Bar(Watcher):
         total = report.config.training.epochs * report.steps
         done = (report.epoch - 1) * report.steps + report.step
         if self._task is None:
-            self._task = self._progress.add_task("", total=total)
+            self._task = self._progress.add_task("", total=total, figures="")
         figures = (
             f"ELBO {report.elbo:.2f} = {report.log_likelihood:.2f} - {report.kl:.2f} nats  "
             f"{report.images_per_second:,.0f} images/s  {clock(report.seconds_left)} left"
