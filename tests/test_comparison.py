@@ -56,10 +56,10 @@ def test_jobs_change_nothing_but_the_time(run_comparison, tmp_path):
 def test_a_run_that_fails_takes_no_other_with_it(run_comparison, tmp_path, monkeypatch):
     complete = comparison._complete
 
-    def fail(task):
+    def fail(task, stop):
         if task[0].model.decoder == "gaussian":
             return Outcome("gaussian", task[0].seed, None, error="training diverged: at step 3")
-        return complete(task)
+        return complete(task, stop)
 
     monkeypatch.setattr(comparison, "_complete", fail)
     found, _ = run_comparison(n_seeds=1)

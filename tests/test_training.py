@@ -178,7 +178,7 @@ def test_a_schedule_at_its_end_is_not_extended(small, tmp_path, schedule):
 
 def test_weights_of_another_shape_are_no_start(small, tmp_path):
     run = train(small(), runs_dir=tmp_path)
-    with pytest.raises(VaecliError, match="do not fit this config"):
+    with pytest.raises(UsageError, match="the `model` sections must agree"):
         train(small(model={"latent_dim": 4}), runs_dir=tmp_path, init_from=run)
 
 

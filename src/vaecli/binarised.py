@@ -7,7 +7,6 @@ encoder is fitted anew to b with the decoder frozen.
 
 import hashlib
 import math
-import pickle
 from collections.abc import Callable
 from functools import partial
 from typing import ClassVar, final
@@ -99,7 +98,7 @@ def model_of_b(run: Run, vae: VAE, dataset: Dataset, report: Callable[[int, int]
     model = VAE(encoder, decoder, vae.latent_dim).to(vae.device)
     try:
         encoder.load_state_dict(torch.load(kept, map_location=vae.device, weights_only=True))
-    except (OSError, RuntimeError, TypeError, EOFError, pickle.UnpicklingError):  # none kept, or none that can be used
+    except Exception:  # noqa: BLE001 (none is kept, or none that can be used)
         fit_encoder(model, dataset.train, dataset.validation, config.seed, report)
         try:
             kept.parent.mkdir(exist_ok=True)

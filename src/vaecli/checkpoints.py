@@ -1,5 +1,6 @@
 """Checkpoints: plain dictionaries of tensors, numbers and strings, enough to sample from or to go on from."""
 
+import io
 import math
 import pickle
 import warnings
@@ -83,7 +84,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "config": checkpoint.config.model_dump(mode="json"),
         "progress": asdict(checkpoint.progress),
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    buffer = io.BytesIO()  # torch.save turns the errors of a full disk into its own
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -117,11 +120,19 @@ def _parse(content: dict[str, Any]) -> Checkpoint:
         raise ValueError(f"image_shape is {height!r} x {width!r}")
     values["image_shape"] = (height, width)
     checkpoint = Checkpoint(**values)
-    for name, kind in (("model", dict), ("optimizer", dict), ("generators", dict), ("trace", Tensor), ("threads", int)):
+    for name, kind in (
+        ("model", dict),
+        ("optimizer", dict),
+        ("generators", dict),
+        ("trace", Tensor),
+        ("threads", int),
+    ):
         if not isinstance(values[name], kind):
             raise TypeError(f"{name} is {type(values[name]).__name__}, not {kind.__name__}")
     if not all(isinstance(value, Tensor) for value in (*checkpoint.model.values(), *checkpoint.generators.values())):
         raise TypeError("model and generators hold more than tensors")
+    if not 0 < checkpoint.threads <= 1024:
+        raise ValueError(f"threads is {checkpoint.threads}")
     return checkpoint
 
 

@@ -3,9 +3,11 @@
 import json
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaecli.config import Config
-from vaecli.errors import UsageError, VaecliError
+from vaecli.errors import InterruptedRunError, UsageError, VaecliError
 from vaecli.files import write_json
 from vaecli.runs import Run, list_runs
 
@@ -51,6 +53,8 @@ class Comparison:
     seeds: tuple[int, ...]
     k: int
     outcomes: tuple[Outcome, ...]
+    data_dir: Path | None = None
+    """Where torchvision's data sets are."""
 
     def of(self, decoder: str) -> list[Outcome]:
         """The outcomes of a decoder that have figures."""
@@ -68,6 +72,16 @@ class Comparison:
 
 
 Tell = Callable[[str], None]
+Stop = Callable[[], bool]
+
+
+def ignore(line: str) -> None:
+    """Tell nobody."""
+
+
+def never() -> bool:
+    """Do not stop."""
+    return False
 
 
 def compare(
@@ -80,7 +94,8 @@ def compare(
     data_dir: Path | None = None,
     jobs: int = 1,
     k: int = 100,
-    tell: Tell,
+    tell: Tell = ignore,
+    stop: Stop = never,
 ) -> Comparison:
     """Train and evaluate every decoder with every seed; what is complete already is not done again.
 
@@ -94,10 +109,12 @@ def compare(
         jobs: Runs at a time, each in a process with its share of the cores.
         k: Importance samples per image.
         tell: Is told, in a line, of every run that has ended.
+        stop: Is asked again and again whether to checkpoint and stop.
 
     Raises:
         UsageError: The directory holds another comparison.
         VaecliError: The directory cannot be written.
+        InterruptedRunError: `stop` said so.
     """
     seeds = tuple(range(base.seed, base.seed + n_seeds))
     _claim(out, base, decoders, seeds, k)
@@ -105,12 +122,13 @@ def compare(
     known = _known_runs(runs_dir)
     tasks = [(config, known.get(identity(config)), runs_dir, data_dir, k) for config in wanted]
     outcomes = []
-    for i, outcome in enumerate(_run_all(tasks, min(jobs, len(tasks))), start=1):
+    for i, outcome in enumerate(_run_all(tasks, min(jobs, len(tasks)), stop), start=1):
         outcomes.append(outcome)
         what = outcome.error or f"ELBO {outcome.figures['elbo']:.2f} nats (test)"
+        what += f" ({outcome.figures['caveat']})" if outcome.figures.get("caveat") else ""
         tell(f"{i}/{len(tasks)}  {outcome.decoder}, seed {outcome.seed}: {what}")
     outcomes.sort(key=lambda o: (decoders.index(o.decoder), o.seed))
-    return Comparison(base, tuple(decoders), seeds, k, tuple(outcomes))
+    return Comparison(base, tuple(decoders), seeds, k, tuple(outcomes), data_dir)
 
 
 def identity(config: Config) -> str:
@@ -129,8 +147,11 @@ def _known_runs(runs_dir: Path) -> dict[str, Run]:
     for run in list_runs(runs_dir):
         try:
             key = identity(run.config)
-        except VaecliError:
+            started_elsewhere = json.loads((run.path / "environment.json").read_text())["initialised_from"]
+        except (VaecliError, OSError, ValueError, KeyError):
             continue
+        if started_elsewhere:
+            continue  # weights of another run are no seed
         if key not in known or run.status.get("epoch", 0) > known[key].status.get("epoch", 0):
             known[key] = run
     return known
@@ -160,32 +181,51 @@ def _claim(out: Path, base: Config, decoders: Sequence[str], seeds: Sequence[int
 _Task = tuple[Config, Run | None, Path, Path | None, int]
 
 
-def _run_all(tasks: Sequence[_Task], jobs: int) -> Iterator[Outcome]:
+def _run_all(tasks: Sequence[_Task], jobs: int, stop: Stop) -> Iterator[Outcome]:
     """Every outcome as it comes; one that fails takes no other with it."""
     if jobs <= 1:
-        yield from (_complete(task) for task in tasks)
+        yield from (_complete(task, stop) for task in tasks)
         return
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_share_cores, initargs=(threads,)) as pool:
-        futures = {pool.submit(_complete, task): task for task in tasks}
-        for future in as_completed(futures):
-            config = futures[future][0]
-            error = future.exception()
-            if error is None:
-                yield future.result()
-            else:  # the process itself is gone
-                yield Outcome(config.model.decoder, config.seed, None, error=f"{type(error).__name__}: {error}")
+    stopping = context.Event()
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_start_worker, initargs=(threads, stopping)) as pool:
+        futures = {pool.submit(_complete_in_worker, task): task for task in tasks}
+        waiting = set(futures)
+        while waiting:
+            if stop():
+                stopping.set()
+                pool.shutdown(cancel_futures=True)
+                raise InterruptedRunError("stopped; every run was checkpointed and the same command goes on")
+            done, waiting = wait(waiting, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                config, error = futures[future][0], future.exception()
+                if error is None:
+                    yield future.result()
+                else:  # its process was killed
+                    yield Outcome(config.model.decoder, config.seed, None, error=f"{type(error).__name__}: {error}")
 
 
-def _share_cores(threads: int) -> None:
-    """Give a worker its share of the cores."""
+_stopping: Event | None = None
+"""In a worker, set when it should checkpoint and stop."""
+
+
+def _start_worker(threads: int, stopping: Event) -> None:
+    """Give a worker its share of the cores; signals of the terminal are its parent's to handle."""
     import torch  # noqa: PLC0415 (only workers start with it)
 
+    global _stopping  # noqa: PLW0603 (there is no other way to a worker's tasks)
+    _stopping = stopping
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
 
 
-def _complete(task: _Task) -> Outcome:
+def _complete_in_worker(task: _Task) -> Outcome:
+    assert _stopping is not None
+    return _complete(task, _stopping.is_set)
+
+
+def _complete(task: _Task, stop: Stop) -> Outcome:
     """Train what is not trained, evaluate what is not evaluated."""
     from vaecli.evaluation import evaluate, evaluation_path  # noqa: PLC0415 (torch)
     from vaecli.training import resume, train  # noqa: PLC0415
@@ -193,15 +233,19 @@ def _complete(task: _Task) -> Outcome:
     config, run, runs_dir, data_dir, k = task
     try:
         if run is None or not run.last.is_file():
-            run = train(config, runs_dir=runs_dir, data_dir=data_dir)
+            run = train(config, runs_dir=runs_dir, data_dir=data_dir, stop=stop)
         elif run.status.get("state") not in {"completed", "converged"}:
-            run = resume(run, data_dir=data_dir)
+            run = resume(run, data_dir=data_dir, stop=stop)
         path = evaluation_path(run, k=k)
         if not path.is_file():
             evaluate(run, k=k, device=config.device, data_dir=data_dir)
         figures = json.loads(path.read_text())
         status = run.status
-    except (VaecliError, OSError, ValueError, RuntimeError) as error:
-        return Outcome(config.model.decoder, config.seed, run, error=str(error) or type(error).__name__)
+    except InterruptedRunError:
+        raise
+    except VaecliError as error:
+        return Outcome(config.model.decoder, config.seed, run, error=str(error))
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is this run's alone)
+        return Outcome(config.model.decoder, config.seed, run, error=f"{type(error).__name__}: {error}")
     pace = {"seconds_per_epoch": status["seconds"] / status["epoch"], "path": str(path)}
-    return Outcome(config.model.decoder, config.seed, run, figures | pace)
+    return Outcome(config.model.decoder, config.seed, Run(run.path), figures | pace)

@@ -13,6 +13,9 @@ TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {f"emnist-
 DATA_SETS = ("mnist", *TORCHVISION)
 
 
+DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?|mps)$"
+
+
 class Section(BaseModel):
     """A part of the config: immutable, of exact types, without unknown keys."""
 
@@ -131,7 +134,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     training: TrainingConfig = TrainingConfig()
     seed: int = Field(0, ge=0, le=2**63 - 1)
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d{1,3})?|mps)$")
+    device: str = Field("auto", pattern=DEVICE)
 
     @field_validator("data", "model", "objective", "optimizer", "training", mode="before")
     @classmethod

@@ -66,6 +66,10 @@ class Dataset:
         images: Images = getattr(self, name)
         return images
 
+    def in_grey(self) -> "Dataset":
+        """The same images with none binarised beforehand."""
+        return Dataset(self._config, Support.LEVELS, self._data_dir) if self._static else self
+
     @cached_property
     def train(self) -> Images:
         """All but the held-out images."""

@@ -1,10 +1,12 @@
 """The device a config names, and how the processor is set up for training."""
 
 import platform
+import re
 from pathlib import Path
 
 import torch
 
+from vaecli.config import DEVICE
 from vaecli.errors import UsageError
 
 
@@ -12,6 +14,8 @@ def resolve_device(name: str) -> torch.device:
     """The device of a config's `device`; auto is CUDA where there is one, else the CPU. Raises UsageError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(DEVICE, name):
+        raise UsageError(f"device: {name!r} is none; write auto, cpu, cuda, cuda:1 or mps")
     device = torch.device(name)
     there = {
         "cpu": True,
@@ -36,14 +40,6 @@ def flush_subnormals() -> None:
     the setting when they start, so it must come before the first parallel operation of the process.
     """
     torch.set_flush_denormal(True)
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all its work, so that a clock read next tells the truth."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def describe(device: torch.device) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -132,8 +132,10 @@ def evaluate(
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {split} split has no images")
     images = _on(images if limit is None else images.first(limit), place)
-    vae = run.vae.to(place).requires_grad_(requires_grad=False)
-    task = _Task(run, vae, dataset, images, k, seed, report)
+    grey = dataset.in_grey()
+    grey_images = _on(grey.split(split).first(len(images)), place)
+    vae = run.checkpoint.build_vae().to(place).requires_grad_(requires_grad=False)
+    task = _Task(run, vae, grey, images, grey_images.pixels, k, seed, report)
     figures, per_image = _own_figures(task)
     bridge, per_image_of_b = _figures_of_b(task, figures, per_image) if binarised else (_NO_BRIDGE, {})
     evaluation = Evaluation(
@@ -181,8 +183,11 @@ class _Task:
 
     run: Run
     vae: VAE
-    dataset: Dataset
+    grey: Dataset
+    """The data set before any binarisation."""
     images: Images
+    """As the run observes them: binarised already where that is done once."""
+    grey_pixels: UInt8[Tensor, "N D"]
     k: int
     seed: int
     report: Progress
@@ -268,8 +273,8 @@ def _figures_of_b(
         log_p, size, by_k = own_per_image["log_evidence"], own["effective_sample_size"], own["log_evidence_by_k"]
     else:
         fitting = partial(task.report, "fitting an encoder to binary images")
-        model = model_of_b(task.run, task.vae, task.dataset, fitting)
-        b = binarize_dynamically(task.images.pixels, task.pixel_noise())
+        model = model_of_b(task.run, task.vae, task.grey, fitting)
+        b = binarize_dynamically(task.grey_pixels, task.pixel_noise())
         weighted = _weigh(model, b, task, "importance sampling of binary images")
         log_p, by_k = weighted.log_evidence[-1, 0], _by_k(weighted.log_evidence[:, 0], task.k)
         size = weighted.effective_sample_size[0].median().item()
@@ -304,7 +309,7 @@ def _level_scores(likelihood: Distribution, y: Tensor) -> Float[Tensor, "T S B"]
 def _at_posterior_mean(task: _Task, batch: Batch) -> dict[str, Tensor]:
     """What needs no samples: KL and posterior mean (N, Z); squared error, mass outside, share at the floor (N)."""
     vae, config, parts = task.vae, task.config, []
-    for x, pixels in zip(batch.input.split(1000), task.images.pixels.split(1000), strict=True):
+    for x, pixels in zip(batch.input.split(1000), task.grey_pixels.split(1000), strict=True):
         posterior = vae.encoder(x)
         likelihood = vae.decoder(posterior.mean)
         grey = grey_level(likelihood.mean, dequantized=is_dequantized(config))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from io import BytesIO
+from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -27,7 +28,7 @@ def panel(comparison: Comparison) -> Figure:
     axes = figure.subplots(3, len(shown), squeeze=False)
     for column, (decoder, outcome) in zip(axes.T, shown, strict=True):
         column[0].set_title(decoder, fontsize=11)
-        pictures = _pictures(outcome.run) if outcome and outcome.run else [None] * 3
+        pictures = _pictures(outcome.run, comparison.data_dir) if outcome and outcome.run else [None] * 3
         for axis, picture in zip(column, pictures, strict=True):
             axis.set(xticks=[], yticks=[])
             if picture is None:
@@ -39,9 +40,9 @@ def panel(comparison: Comparison) -> Figure:
     return figure
 
 
-def _pictures(run: Run) -> list[NDArray[np.float32]]:
+def _pictures(run: Run, data_dir: Path | None) -> list[NDArray[np.float32]]:
     n = COLUMNS * ROWS
-    pair = reconstruct(run, n)
+    pair = reconstruct(run, n, data_dir=data_dir)
     return [_tile(part) for part in (pair.originals, pair.reconstructions, sample(run, n))]
 
 
@@ -67,7 +68,9 @@ def curves(comparison: Comparison) -> Figure:
             colour = COLOURS[comparison.decoders.index(decoder) % len(COLOURS)]
             for i, outcome in enumerate(comparison.of(decoder)):
                 images, elbo = _curve(outcome)
-                axis.plot(images, elbo, color=colour, lw=1.2, alpha=0.9, label=None if i else decoder)
+                caveat = outcome.figures["caveat"]
+                label = f"{decoder} ({caveat})" if caveat else decoder
+                axis.plot(images, elbo, color=colour, lw=1.2, alpha=0.9, label=None if i else label)
                 ends += elbo[len(elbo) // 10 :]
         axis.set(title=support, xlabel="images seen", ylabel="validation ELBO (nats)", xscale="log")
         if ends:

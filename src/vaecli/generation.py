@@ -157,7 +157,10 @@ def interpolate(
 
 def _split(run: Run, split: Split, data_dir: Path | None) -> Images:
     config = run.config
-    return Dataset(config.data, config.model.likelihood.support, data_dir).split(split)
+    images = Dataset(config.data, config.model.likelihood.support, data_dir).split(split)
+    if len(images) == 0:
+        raise UsageError(f"{run.name}: its {split} split has no images")
+    return images
 
 
 def _observe(run: Run) -> Observe:

@@ -34,15 +34,13 @@ def write_projector(directory: Path, vae: VAE, images: Images, observe: Observe,
     Args:
         directory: Where the event files of the run are.
         vae: The model, on the images' device.
-        images: At least two; the first 1000 are shown.
+        images: At least two, and no more than POINTS.
         observe: How pixels become x.
         noise: What that draws from.
     """
-    images = images.first(POINTS)
     means = vae.encoder(observe(images.pixels, noise).input).mean.cpu().numpy()
     rows = "\n".join("\t".join(f"{value:.5g}" for value in row) for row in means)
     write_text(directory / "embedding.tsv", rows + "\n")
-    labelled = images.labels is not None
     if images.labels is not None:
         write_text(directory / "labels.tsv", "\n".join(map(str, images.labels.tolist())) + "\n")
     columns = math.ceil(math.sqrt(len(images)))  # the projector wants a square of thumbnails with nothing between
@@ -51,6 +49,6 @@ def write_projector(directory: Path, vae: VAE, images: Images, observe: Observe,
     write_atomically(
         directory / "thumbnails.png", lambda file: Image.fromarray(thumbnails).save(file, format="PNG", optimize=True)
     )
-    labels = '  metadata_path: "labels.tsv"\n' if labelled else ""
+    labels = '  metadata_path: "labels.tsv"\n' if images.labels is not None else ""
     config = CONFIG.format(labels=labels, width=images.width, height=images.height)
     write_text(directory / "projector_config.pbtxt", config)

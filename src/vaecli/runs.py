@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vaecli.vae import VAE
 
 CHECKPOINTS = "checkpoints"
+MAX_REFERENCE = 1000
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,13 @@ class Run:
         except (OSError, ValueError) as error:
             raise VaecliError(f"{path}: cannot be read: {error}") from error
 
+    def write_config(self, config: Config) -> None:
+        """Replace config.yaml. Raises VaecliError where it cannot be written."""
+        try:
+            write_text(self.path / "config.yaml", dump_config(config))
+        except OSError as error:
+            raise VaecliError(f"{self.path}: cannot be written: {error.strerror}") from error
+
     def write_status(self, **values: object) -> None:
         """Replace status.json."""
         write_json(self.path / "status.json", values | {"updated": _now().isoformat(timespec="seconds")})
@@ -112,10 +120,11 @@ def create_run(config: Config, runs_dir: Path) -> Run:
         path = _new_directory(parent, stem)
         for name in (CHECKPOINTS, "samples", "tensorboard/train", "tensorboard/validation"):
             (path / name).mkdir(parents=True)
-        write_text(path / "config.yaml", dump_config(config))
     except OSError as error:
         raise VaecliError(f"{error.filename or parent}: cannot be written: {error.strerror}") from error
-    return Run(path)
+    run = Run(path)
+    run.write_config(config)
+    return run
 
 
 def _new_directory(parent: Path, stem: str) -> Path:
@@ -150,6 +159,8 @@ def record_environment(run: Run, **more: object) -> None:
 def find_run(reference: str | Path, runs_dir: Path) -> Run:
     """The run that a directory, a checkpoint file, a name or a unique prefix of it stands for. Raises UsageError."""
     path = Path(reference)
+    if len(str(reference)) > MAX_REFERENCE:
+        raise UsageError(f"{str(reference)[:60]}...: no such run or checkpoint")
     if path.is_file():
         return Run(path.parent.parent if path.parent.name == CHECKPOINTS else path.parent, path)
     if _is_run(path):

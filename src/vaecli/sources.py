@@ -5,6 +5,7 @@ import importlib
 import lzma
 import os
 import zipfile
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -109,8 +110,14 @@ def load_array(name: str) -> Source:
     path = Path(name)
     try:
         if path.suffix == ".npy":
-            return Source(_checked(np.load(path, mmap_mode="r", allow_pickle=False), name))
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            if not isinstance(array, np.ndarray):
+                raise DataError(f"{name}: is an archive of arrays; name it .npz")
+            return Source(_checked(array, name))
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise DataError(f"{name}: is a single array; name it .npy")
             key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
             if key is None:
                 raise DataError(f"{name}: holds {', '.join(archive.files) or 'nothing'}; name the array `images`")
@@ -118,7 +125,7 @@ def load_array(name: str) -> Source:
             labels = archive["labels"] if "labels" in archive.files else None
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
-    except (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{name}: not a readable {path.suffix} file ({_first_line(error)})") from error
     if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
         raise DataError(f"{name}: `labels` must be {len(pixels)} integers, not {labels.dtype} of shape {labels.shape}")

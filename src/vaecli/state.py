@@ -13,7 +13,7 @@ from torch.optim import Adagrad, Adam, Optimizer
 from vaecli.checkpoints import Checkpoint, Progress
 from vaecli.config import Config, OptimizerConfig
 from vaecli.datasets import Images
-from vaecli.errors import VaecliError
+from vaecli.errors import UsageError, VaecliError
 from vaecli.randomness import generator
 from vaecli.vae import VAE, build_vae
 
@@ -61,6 +61,11 @@ class TrainingState:
         """Go back to a captured state. Raises VaecliError where it does not fit."""
         if checkpoint.data_sha256 != self.data_sha256:
             raise VaecliError(f"{self.config.data.name}: is not the data that the run was trained on; it cannot go on")
+        if any(s.get_state().numel() != checkpoint.generators[n].numel() for n, s in self.generators.items()):
+            raise UsageError(
+                f"the run was trained on another kind of device than {self.vae.device.type}, whose random numbers "
+                "cannot be continued here; name that one with --device, or start a new run with --init-from"
+            )
         self.load_weights(checkpoint)
         try:
             self.optimizer.load_state_dict(checkpoint.optimizer)
@@ -77,7 +82,7 @@ class TrainingState:
         try:
             self.vae.load_state_dict(checkpoint.model)
         except RuntimeError as error:
-            raise VaecliError(f"the checkpoint's weights do not fit this config: {error}") from error
+            raise VaecliError("the checkpoint's weights do not fit this config") from error
 
 
 def new_state(config: Config, images: Images, device: torch.device) -> TrainingState:

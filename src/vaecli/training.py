@@ -15,10 +15,8 @@ import torch
 from vaecli import devices
 from vaecli.checkpoints import Checkpoint, load_checkpoint
 from vaecli.config import Config, ObjectiveConfig, OptimizerConfig
-from vaecli.configfile import dump_config
 from vaecli.datasets import Dataset, Images
-from vaecli.errors import DivergedError, InterruptedRunError, UsageError
-from vaecli.files import write_text
+from vaecli.errors import DivergedError, InterruptedRunError, UsageError, VaecliError
 from vaecli.objectives import Objective, objective
 from vaecli.observations import Observe, observation
 from vaecli.recording import Recorder, Reporter, ignore
@@ -61,7 +59,7 @@ def train(
         The finished run.
 
     Raises:
-        UsageError: The device is not there, or the weights do not fit.
+        UsageError: The device is not there, or the weights are those of another model.
         DataError: The images are not to be had.
         DivergedError: The loss was not finite; the last good checkpoint is kept.
         InterruptedRunError: `stop` said so; `resume` goes on.
@@ -72,6 +70,8 @@ def train(
     dataset = _dataset(config, data_dir)
     state = new_state(config, dataset.train, device)
     if init_from is not None:
+        if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
+            raise UsageError(f"{init_from.name}: has the weights of another model; the `model` sections must agree")
         state.load_weights(init_from.checkpoint)
     run = create_run(config, Path(runs_dir))
     started_from = None if init_from is None else str(init_from.checkpoint_path)
@@ -102,6 +102,10 @@ def resume(
         UsageError: The changes asked for would not continue the same run.
         VaecliError: The checkpoint cannot be used; otherwise as for `train`.
     """
+    if run.file is not None and run.file.resolve() != run.last.resolve():
+        raise UsageError(f"{run.file}: a run goes on from its last checkpoint; --init-from starts anew from this one")
+    if not run.last.is_file():
+        raise VaecliError(f"{run.path}: has no checkpoint to go on from")
     checkpoint = load_checkpoint(run.last)
     config = config or checkpoint.config
     _check_resumable(run, checkpoint, config)
@@ -111,7 +115,7 @@ def resume(
     dataset = _dataset(config, data_dir)
     state = new_state(config, dataset.train, device)
     state.restore(checkpoint)
-    write_text(run.path / "config.yaml", dump_config(config))
+    run.write_config(config)
     return _fit(run, state, dataset, checkpoint, report, stop)
 
 
@@ -146,6 +150,7 @@ def _fit(
     with Recorder(run, state, None if checkpoint is None else checkpoint.logs, report) as record:
         try:
             converged = _maximise_bound(state, dataset.validation, record, stop)
+            record.finish("converged" if converged else "completed", dataset.test)
         except InterruptedRunError as error:
             record.save()
             record.status("interrupted", str(error))
@@ -156,7 +161,6 @@ def _fit(
         except Exception as error:
             record.status("failed", f"{type(error).__name__}: {error}")
             raise
-        record.finish("converged" if converged else "completed", dataset.test)
     return run
 
 
@@ -168,10 +172,10 @@ def _maximise_bound(state: TrainingState, held_out: Images, record: Recorder, st
     held_out = replace(held_out, pixels=held_out.pixels.to(state.vae.device))
     record.start(held_out, observe)
     while progress.epoch < config.training.epochs:
+        if patience is not None and len(held_out) and progress.epoch - progress.best_epoch >= patience:
+            return True
         _run_epoch(state, observe, maximise, record, stop)
         record.end_epoch(evaluate_bound(state.vae, held_out.pixels, observe, config.seed) if len(held_out) else None)
-        if patience is not None and progress.epoch - progress.best_epoch >= patience:
-            return True
     return False
 
 

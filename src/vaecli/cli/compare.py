@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, app, examples, note, result
+from vaecli.cli.train import StopOnSignal
 from vaecli.errors import UsageError
 
 SOME_FAILED = 5
@@ -43,14 +44,15 @@ def compare_decoders(
     base = load_config(config, settings or [])
     names = _names(decoders)
     directory = out or runs_dir / "comparisons" / (base.name or "default")
-    from vaecli.comparison import compare
+    from vaecli.comparison import compare, ignore
 
     if jobs > (os.cpu_count() or 1):
         note(f"--jobs {jobs}: there are {os.cpu_count()} cores")
-    compared = compare(
-        base, names, seeds, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, k=k,
-        tell=_silent if quiet or as_json else note,
-    )  # fmt: skip
+    with StopOnSignal() as stop:
+        compared = compare(
+            base, names, seeds, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, k=k,
+            tell=ignore if quiet or as_json else note, stop=stop,
+        )  # fmt: skip
     from vaecli.report import write_report
 
     results = write_report(compared, directory)
@@ -58,10 +60,6 @@ def compare_decoders(
     if compared.failed:
         note(f"{len(compared.failed)} of {len(compared.outcomes)} runs failed; the report says which")
         raise typer.Exit(SOME_FAILED)
-
-
-def _silent(line: str) -> None:
-    """Tell nobody."""
 
 
 def _names(decoders: str | None) -> list[str]:

@@ -20,7 +20,7 @@ Name = Annotated[str, typer.Argument(help="A shipped config's name, or a path.")
 
 @configs.command("ls", epilog=examples("vae configs ls"))
 def ls() -> None:
-    """List the shipped configs, each with its first comment."""
+    """List the shipped configs, each with what it is."""
     from vaecli.configfile import shipped_configs
 
     found = shipped_configs()
@@ -36,10 +36,14 @@ def cat(name: Name) -> None:
     """Print a config as it ships, comments and all."""
     from vaecli.configfile import find_config
 
-    result(find_config(name).read_text().rstrip("\n"))
+    path = find_config(name)
+    try:
+        result(path.read_text(encoding="utf-8").rstrip("\n"))
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path}: cannot be read as text: {error}") from error
 
 
-@configs.command("cp", epilog=examples("vae configs cp bernoulli mine.yaml", "vae configs cp gaussian experiments/"))
+@configs.command("cp", epilog=examples("vae configs cp bernoulli mine.yaml", "vae configs cp gaussian ."))
 def cp(name: Name, target: Annotated[Path, typer.Argument(help="A file or a directory.")] = Path()) -> None:
     """Copy a shipped config to a file of your own; nothing is overwritten."""
     from vaecli.configfile import find_config
@@ -47,8 +51,9 @@ def cp(name: Name, target: Annotated[Path, typer.Argument(help="A file or a dire
     source = find_config(name)
     path = target / source.name if target.is_dir() else target
     try:
-        with path.open("x") as file:
-            file.write(source.read_text())
+        content = source.read_bytes()
+        with path.open("xb") as file:
+            file.write(content)
     except FileExistsError as error:
         raise UsageError(f"{path}: exists already; name another file") from error
     except OSError as error:

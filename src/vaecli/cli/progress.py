@@ -52,8 +52,9 @@ class Bar(Watcher):
         done = (report.epoch - 1) * report.steps + report.step
         if self._task is None:
             self._task = self._progress.add_task("", total=total, figures="")
+        caveat = f"({report.config.caveat})  " if report.config.caveat else ""
         figures = (
-            f"ELBO {report.elbo:.2f} = {report.log_likelihood:.2f} - {report.kl:.2f} nats  "
+            f"ELBO {report.elbo:.2f} = {report.log_likelihood:.2f} - {report.kl:.2f} nats  {caveat}"
             f"{report.images_per_second:,.0f} images/s  {clock(report.seconds_left)} left"
         )
         epoch = f"epoch {report.epoch}/{report.config.training.epochs}"

@@ -78,7 +78,7 @@ def _run(
     from vaecli import training
     from vaecli.cli.progress import display
 
-    with _StopOnSignal() as stop, display(quiet=quiet) as watcher:
+    with StopOnSignal() as stop, display(quiet=quiet) as watcher:
         try:
             if old is None:
                 run = training.train(
@@ -98,13 +98,13 @@ def _run(
     result(str(run.path))
 
 
-class _StopOnSignal:
+class StopOnSignal:
     """Answers whether SIGINT or SIGTERM has come; the second one ends the process at once."""
 
     def __init__(self) -> None:
         self.signalled = False
 
-    def __enter__(self) -> "_StopOnSignal":
+    def __enter__(self) -> "StopOnSignal":
         self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
         return self
 
@@ -113,6 +113,7 @@ class _StopOnSignal:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
+        """Whether to stop."""
         return self.signalled
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
