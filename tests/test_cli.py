@@ -14,7 +14,8 @@ import yaml
 from PIL import Image
 
 from vaecli import cli
-from vaecli.runs import list_runs, load_run
+from vaecli.files import lock
+from vaecli.runs import LOCK, list_runs, load_run
 
 
 @pytest.fixture
@@ -195,8 +196,8 @@ def test_evaluate(vae, trained):
 
 def test_a_run_that_is_still_training_is_evaluated_at_its_newest_checkpoint(vae, trained):
     run = load_run(trained)
-    run.write_status(**run.status | {"state": "running"})
-    _, out, err = vae("evaluate", "--ckpt", trained, "--k", 2)
+    with lock(run.path / LOCK):
+        _, out, err = vae("evaluate", "--ckpt", trained, "--k", 2)
     assert "is still training: its newest checkpoint is evaluated" in err
     assert "bernoulli, last at step" in out
 

@@ -1,11 +1,12 @@
 import csv
 import json
+import time
 
 import pytest
 
 from vaecli import comparison, report
 from vaecli.comparison import Comparison, Outcome, compare, identity
-from vaecli.errors import UsageError
+from vaecli.errors import InterruptedRunError, UsageError
 from vaecli.report import ACROSS, WITHIN, write_report
 from vaecli.runs import list_runs
 from vaecli.training import train
@@ -67,6 +68,25 @@ def test_a_run_that_fails_takes_no_other_with_it(run_comparison, tmp_path, monke
     results = write_report(found, tmp_path / "out")
     assert [bool(run["error"]) for run in results["runs"]] == [False, True, False]
     assert "training diverged: at step 3" in (tmp_path / "out" / "report.html").read_text()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_comparison_that_is_stopped_goes_on_later(small, tmp_path, jobs):
+    base = small(training={"epochs": 300})
+    arguments = (base, ("bernoulli", "i-gaussian"), 1, tmp_path / "out")
+    polls = iter(range(10**9))
+    began = time.monotonic()
+
+    def stop() -> bool:
+        return next(polls) > 20 if jobs == 1 else bool(list(tmp_path.glob("runs/*/*/checkpoints/last.pt")))
+
+    with pytest.raises(InterruptedRunError):
+        compare(*arguments, runs_dir=tmp_path / "runs", jobs=jobs, k=2, stop=stop)
+    states = {run.status["state"] for run in list_runs(tmp_path / "runs")}
+    assert "interrupted" in states
+    assert time.monotonic() - began < 60
+    (tmp_path / "runs").rename(tmp_path / "kept")
+    assert all(run.last.is_file() for run in list_runs(tmp_path / "kept") if run.status["state"] == "interrupted")
 
 
 def test_a_directory_that_holds_another_comparison(run_comparison, tmp_path):

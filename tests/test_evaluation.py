@@ -13,11 +13,12 @@ from vaecli.datasets import Dataset
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation import evaluate, evaluation_path
 from vaecli.factorised import Density, DiagonalNormal
+from vaecli.files import lock
 from vaecli.likelihoods import LIKELIHOODS, Support
 from vaecli.objectives import log_evidence
 from vaecli.observations import binarize_dynamically, observation
 from vaecli.randomness import generator
-from vaecli.runs import Run
+from vaecli.runs import LOCK, Run
 from vaecli.training import train
 from vaecli.vae import VAE, build_vae
 from vaecli.validation import evaluate_bound
@@ -214,4 +215,6 @@ def test_splits_without_images_and_runs_without_weights(small, tmp_path, bernoul
         evaluate(bernoulli, k=2)
     assert evaluate(Run(bernoulli.path, bernoulli.last), k=2).checkpoint.startswith("last")
     bernoulli.write_status(state="running")
-    assert evaluate(bernoulli, k=2).checkpoint.startswith("last")
+    assert evaluate(bernoulli, k=2).checkpoint.startswith("best")  # killed, and nobody trains it
+    with lock(bernoulli.path / LOCK):
+        assert evaluate(bernoulli, k=2).checkpoint.startswith("last")

@@ -12,11 +12,12 @@ from vaecli.checkpoints import load_checkpoint
 from vaecli.config import ObjectiveConfig, OptimizerConfig
 from vaecli.configfile import override
 from vaecli.errors import DivergedError, InterruptedRunError, UsageError, VaecliError
+from vaecli.files import lock
 from vaecli.likelihoods import LIKELIHOODS
 from vaecli.objectives import log_evidence
 from vaecli.observations import Batch
 from vaecli.randomness import generator
-from vaecli.runs import load_run
+from vaecli.runs import LOCK, load_run
 from vaecli.tracking import EVENTS
 from vaecli.training import kl_weight, learning_rate, resume, train
 
@@ -187,6 +188,38 @@ def test_a_run_is_resumed_as_what_it_was(small, tmp_path):
     with pytest.raises(UsageError, match=r"only training.epochs, training.patience, device may change"):
         resume(run, override(run.config, ["seed=1"]))
     assert untimed(resume(run)) == untimed(run)  # a finished run is finished
+
+
+def test_a_run_that_another_process_trains_is_left_alone(small, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        train(small(), runs_dir=tmp_path, stop=stop_after(2))
+    run = only_run(tmp_path)
+    with lock(run.path / LOCK), pytest.raises(VaecliError, match="is being trained by another process"):
+        resume(run)
+    assert not run.is_training
+    assert resume(run).status["state"] == "completed"
+
+
+def test_a_lost_status_is_told_again_from_the_metrics(small, tmp_path):
+    run = train(small(optimizer={"schedule": "constant"}), runs_dir=tmp_path)
+    before = run.status
+    (run.path / "status.json").unlink()
+    after = resume(run).status
+    assert {**after, "updated": None} == {**before, "updated": None}
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_only(small, tmp_path):
+    run = train(small(), runs_dir=tmp_path)
+    with pytest.raises(UsageError, match="--init-from starts anew"):
+        resume(load_run(run.best))
+
+
+def test_a_converged_run_stays_converged(small, tmp_path):
+    config = small(training={"epochs": 400, "patience": 3}, optimizer={"learning_rate": 0.05, "schedule": "constant"})
+    run = train(config, runs_dir=tmp_path)
+    rows = untimed(run)
+    assert resume(run).status["state"] == "converged"
+    assert untimed(run) == rows
 
 
 def test_other_data_under_the_same_name_are_refused(small, tmp_path, faces, images):

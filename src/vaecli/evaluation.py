@@ -208,7 +208,7 @@ def _evaluable(run: Run) -> Run:
         raise VaecliError(
             f"{run.path}: {state}: {run.status.get('reason')}; name a checkpoint file to evaluate it anyway"
         )
-    return Run(run.path, run.last) if run.file is None and state == "running" else run
+    return Run(run.path, run.last) if run.file is None and run.is_training else run
 
 
 def _observed(config: Config) -> str:

@@ -1,5 +1,6 @@
 """Writing files so that at every instant each is absent or whole."""
 
+import importlib
 import json
 import math
 import os
@@ -33,6 +34,24 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file atomically; figures that are not finite become null."""
     write_text(path, json.dumps(finite(value), indent=2) + "\n")
+
+
+def lock(path: Path) -> BinaryIO:
+    """Hold a file for this process alone until it is closed or the process ends, however it ends.
+
+    Raises:
+        BlockingIOError: Another process holds it. Where the system has no such locks nothing is ever held.
+    """
+    file = path.open("ab")
+    try:
+        fcntl = importlib.import_module("fcntl")
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def finite(value: Any) -> Any:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,12 +16,13 @@ from vaecli.config import Config
 from vaecli.configfile import dump_config
 from vaecli.datasets import Images
 from vaecli.errors import VaecliError
+from vaecli.files import lock
 from vaecli.generation import reconstruct_images, sample_prior
 from vaecli.observations import Observe
 from vaecli.pictures import grid, paired_grid, save_png
 from vaecli.projector import POINTS, write_projector
 from vaecli.randomness import generator
-from vaecli.runs import Run
+from vaecli.runs import LOCK, Run
 from vaecli.state import TrainingState
 from vaecli.tracking import RunLogs
 from vaecli.validation import Bound
@@ -29,6 +31,7 @@ SECONDS_PER_CHECKPOINT = 15.0
 SECONDS_PER_STATUS = 1.0
 SAMPLES, RECONSTRUCTIONS = 50, 30
 """Images in each picture."""
+STATUS_FIGURES = ("epoch", "elbo", "log_likelihood", "kl", "active_units", "pixels_at_floor")
 
 
 @dataclass(frozen=True)
@@ -83,11 +86,14 @@ class Recorder:
     ) -> None:
         self._run, self._state, self._config, self._report = run, state, state.config, report
         try:
+            self._lock = lock(run.path / LOCK)
             self._logs = RunLogs(run.path, lengths)
+        except BlockingIOError as error:
+            raise VaecliError(f"{run.path}: is being trained by another process") from error
         except OSError as error:
             raise _unwritable(error) from error
         self._best: Checkpoint | None = None
-        self._figures: dict[str, object] = run.status if lengths is not None else {}
+        self._figures: dict[str, object] = {} if lengths is None else _figures(run.metrics)
         self._saved_at = self._noted_at = self._began_at = time.monotonic()
         self._images_before, self._seconds_before = state.progress.images, state.progress.seconds
         self._shown: Images | None = None
@@ -98,6 +104,7 @@ class Recorder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._logs.close()
+        self._lock.close()
         if isinstance(error, OSError):
             raise _unwritable(error) from error
 
@@ -175,9 +182,8 @@ class Recorder:
             "seed": config.seed,
             "epochs": config.training.epochs,
         }
-        kept = {key: value for key, value in self._figures.items() if key not in {"state", "reason", "updated"}}
         self._noted_at = time.monotonic()
-        self._run.write_status(state=state, reason=reason, **(kept | identity))
+        self._run.write_status(state=state, reason=reason, **(self._figures | identity))
 
     def finish(self, state: str, test: Images) -> None:
         """Keep the final checkpoint, a picture of samples, test images for TensorBoard's projector, and the status."""
@@ -272,6 +278,22 @@ class Recorder:
     def _save_if_due(self) -> None:
         if time.monotonic() - self._saved_at > SECONDS_PER_CHECKPOINT:
             self.save()
+
+
+def _figures(metrics: list[dict[str, Any]]) -> dict[str, object]:
+    """The figures of the status, as the rows of metrics.jsonl leave them."""
+    found: dict[str, object] = {}
+    best: dict[str, Any] | None = None
+    for row in metrics:
+        figures = {key: row[key] for key in STATUS_FIGURES if key in row}
+        if row["split"] == "train":
+            curves = {key: row[key] for key in ("elbo", "log_likelihood", "kl")}
+            found |= {"epoch": row["epoch"], "images": row["images"], "seconds": row["seconds"], "train": curves}
+        else:
+            found["last"] = figures
+            if row["elbo"] is not None and (best is None or row["elbo"] > best["elbo"]):
+                found["best"] = best = figures
+    return found
 
 
 def _every(epoch: int) -> int:

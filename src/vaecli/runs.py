@@ -18,13 +18,14 @@ from typing import TYPE_CHECKING, Any
 from vaecli.config import Config
 from vaecli.configfile import dump_config, load_config
 from vaecli.errors import UsageError, VaecliError
-from vaecli.files import write_json, write_text
+from vaecli.files import lock, write_json, write_text
 
 if TYPE_CHECKING:
     from vaecli.checkpoints import Checkpoint
     from vaecli.vae import VAE
 
 CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
 MAX_REFERENCE = 1000
 
 
@@ -89,6 +90,17 @@ class Run:
         except (OSError, ValueError):
             return {}
         return content if isinstance(content, dict) else {}
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a process is training it at this moment."""
+        try:
+            lock(self.path / LOCK).close()
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
 
     @property
     def metrics(self) -> list[dict[str, Any]]:

@@ -43,6 +43,8 @@ def compare_decoders(
 
     base = load_config(config, settings or [])
     names = _names(decoders)
+    if base.is_relaxed and "bernoulli" in names and not quiet and not as_json:
+        note("data.binarize: none puts grey pixels into a Bernoulli: its bound is relaxed, not a likelihood")
     directory = out or runs_dir / "comparisons" / (base.name or "default")
     from vaecli.comparison import compare, ignore
 

@@ -42,7 +42,7 @@ def evaluate(
     from vaecli.cli.progress import stages
     from vaecli.evaluation import evaluate as evaluate_run
 
-    if run.file is None and run.status.get("state") == "running" and not quiet:
+    if run.file is None and run.is_training and not quiet:
         note(f"{run.name} is still training: its newest checkpoint is evaluated")
     with stages(quiet=quiet or as_json) as report:
         found = evaluate_run(
