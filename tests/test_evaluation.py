@@ -197,6 +197,17 @@ def test_grey_pixels_make_no_likelihood(small, tmp_path):
     assert density.binarised_nll > 0
 
 
+def test_a_model_of_images_binarised_once_is_scored_on_grey_pixels_and_the_same_b_as_all(small, tmp_path, images):
+    run = train(small(data={"binarize": "static"}), runs_dir=tmp_path)
+    found = evaluate(run, k=2)
+    static = Dataset(run.config.data, Support.BINARY).test.pixels
+    with torch.no_grad():
+        mean = run.vae.decoder(run.vae.encoder((static > 127).float()).mean).mean
+    grey = torch.from_numpy(images[54:]).flatten(1) / 255
+    assert found.mean_squared_error == pytest.approx((mean - grey).square().mean().item(), rel=1e-5)
+    assert found.binarised_nll != -found.log_evidence  # b is drawn from the grey levels, for this run as for any other
+
+
 def test_the_evidence_is_that_of_the_objectives(bernoulli):
     vae, images = bernoulli.vae, Dataset(bernoulli.config.data, Support.BINARY).test
     found = evaluate(bernoulli, k=4000, binarised=False)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from io import BytesIO
-from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
@@ -14,35 +13,42 @@ from numpy.typing import NDArray
 from vaecli.comparison import Comparison, Outcome
 from vaecli.generation import reconstruct, sample
 from vaecli.likelihoods import LIKELIHOODS
-from vaecli.runs import Run
 
 COLOURS = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
 COLUMNS, ROWS = 5, 3
+"""Images of each kind in a panel."""
+WIDTH = 2.6
+"""Inches of each decoder."""
 DOTS_PER_INCH = 130
 
 
 def panel(comparison: Comparison) -> Figure:
     """A column per decoder: test images, their reconstructions, samples from the prior; all of the first seed."""
-    shown = [(d, next((o for o in comparison.of(d) if o.run), None)) for d in comparison.decoders]
-    figure = Figure(figsize=(2.6 * len(shown), 5.6), layout="constrained")
-    axes = figure.subplots(3, len(shown), squeeze=False)
-    for column, (decoder, outcome) in zip(axes.T, shown, strict=True):
-        column[0].set_title(decoder, fontsize=11)
-        pictures = _pictures(outcome.run, comparison.data_dir) if outcome and outcome.run else [None] * 3
-        for axis, picture in zip(column, pictures, strict=True):
+    columns = [_pictures(comparison, decoder) for decoder in comparison.decoders]
+    height, width = next((column[0].shape for column in columns if column), (ROWS, COLUMNS))
+    size = (WIDTH * len(columns) + 0.3, 3 * WIDTH * height / width + 0.5)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(3, len(columns), squeeze=False)
+    for axes_below, decoder, pictures in zip(axes.T, comparison.decoders, columns, strict=True):
+        axes_below[0].set_title(decoder, fontsize=11)
+        for i, axis in enumerate(axes_below):
             axis.set(xticks=[], yticks=[])
-            if picture is None:
-                axis.text(0.5, 0.5, "failed", ha="center", va="center", transform=axis.transAxes)
+            if pictures:
+                axis.imshow(pictures[i], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             else:
-                axis.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axis.text(0.5, 0.5, "failed", ha="center", va="center", transform=axis.transAxes)
     for axis, name in zip(axes[:, 0], ("test images", "reconstructions", "prior samples"), strict=True):
         axis.set_ylabel(name, fontsize=11)
     return figure
 
 
-def _pictures(run: Run, data_dir: Path | None) -> list[NDArray[np.float32]]:
+def _pictures(comparison: Comparison, decoder: str) -> list[NDArray[np.float32]]:
+    """Test images, reconstructions and samples of a decoder's first run; nothing where all its runs failed."""
+    run = next((outcome.run for outcome in comparison.of(decoder) if outcome.run), None)
+    if run is None:
+        return []
     n = COLUMNS * ROWS
-    pair = reconstruct(run, n, data_dir=data_dir)
+    pair = reconstruct(run, n, data_dir=comparison.data_dir)
     return [_tile(part) for part in (pair.originals, pair.reconstructions, sample(run, n))]
 
 
