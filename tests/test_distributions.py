@@ -214,6 +214,8 @@ def test_continuous_bernoulli_is_stable_in_float32():
     y = torch.full((5,), 0.25)
     likelihood.log_prob(y).backward()
     assert torch.allclose(eta.grad, y - likelihood.mean.detach(), atol=2e-6)
+    (gradient,) = torch.autograd.grad(likelihood.mean.sum(), eta)
+    assert torch.allclose(gradient, likelihood.variance.detach(), atol=1e-5)  # A'' is the derivative of A'
     assert likelihood.mean[2].item() == 0.5
     assert likelihood.mean[0].item() == pytest.approx(1 / 200)
 

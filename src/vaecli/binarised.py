@@ -117,6 +117,9 @@ def fit_encoder(model: VAE, train: Images, held_out: Images, seed: int, report: 
         held_out: Images whose ELBO says when to stop; if there are none, the last epoch's encoder is taken.
         seed: Of the order of the images and of all noise.
         report: Is told the steps done, and of how many.
+
+    Raises:
+        VaecliError: The encoder's parameters did not stay finite.
     """
     device, encoder = model.device, model.encoder
     pixels, held_out_pixels = train.pixels.to(device), held_out.pixels.to(device)
@@ -144,4 +147,6 @@ def fit_encoder(model: VAE, train: Images, held_out: Images, seed: int, report: 
         elif epoch - best_epoch >= PATIENCE:
             break
     encoder.load_state_dict(weights)
+    if not all(parameter.isfinite().all() for parameter in encoder.parameters()):
+        raise VaecliError("fitting an encoder to binary images diverged")
     report(steps, steps)

@@ -156,7 +156,9 @@ class ContinuousBernoulliProduct(Density):
         eta, near = self._apart()
         u = self.logits.clamp(-self.SERIES_BELOW, self.SERIES_BELOW) / 2
         series = 0.5 + 0.5 * u * _polynomial(u.square(), 1 / 3, -1 / 45, 2 / 945, -1 / 4725, 2 / 93555)
-        return torch.where(near, series, -1 / torch.expm1(-eta) - 1 / eta)
+        size = eta.abs()  # by symmetry on the side where neither the value nor its gradient overflows
+        above = -1 / torch.expm1(-size) - 1 / size
+        return torch.where(near, series, torch.where(eta > 0, above, 1 - above))
 
     @property
     def variance(self) -> Float[Tensor, "*batch D"]:
