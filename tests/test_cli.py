@@ -140,7 +140,21 @@ def test_a_relaxed_bound_is_marked_wherever_it_is_shown(vae, config):
     assert [mark in line for line in err.splitlines() if "ELBO" in line] == [True] * 3
     assert mark in vae("runs", "ls")[1]
     assert mark in vae("runs", "show", out.strip())[1]
-    assert json.loads(vae("runs", "ls", "--json")[1])[0]["caveat"] == mark
+    assert json.loads(vae("runs", "ls", "--json")[1])["runs"][0]["caveat"] == mark
+
+
+def test_a_comparison_says_once_what_has_no_effect(vae, config):
+    _, _, err = vae(
+        "compare-decoders", "--config", config, "--seeds", 1, "--k", 2, "data.binarize=none", "model.mean=linear"
+    )
+    notes = [line for line in err.splitlines() if line.startswith(("vae: data.", "vae: model."))]
+    assert notes == [
+        "vae: data.binarize: no effect, gaussian is no binary likelihood",
+        "vae: data.binarize: no effect, i-gaussian is no binary likelihood",
+        "vae: model.mean: no effect, bernoulli has none",
+        "vae: data.binarize: none puts grey pixels into a Bernoulli: its bound is relaxed, not a likelihood",
+    ]
+    assert [line[:3] for line in err.splitlines() if "ELBO" in line] == ["1/3", "2/3", "3/3"]
 
 
 def test_an_ill_posed_bound_says_so(vae, config):

@@ -2,12 +2,13 @@ import csv
 import json
 import time
 
+import numpy as np
 import pytest
 
 from vaecli import comparison, report
 from vaecli.comparison import Comparison, Outcome, compare, identity
-from vaecli.errors import InterruptedRunError, UsageError
-from vaecli.report import ACROSS, WITHIN, write_report
+from vaecli.errors import DataError, InterruptedRunError, UsageError
+from vaecli.report import ACROSS, WITHIN, Difference, write_report
 from vaecli.runs import list_runs
 from vaecli.training import train
 
@@ -15,11 +16,12 @@ from vaecli.training import train
 @pytest.fixture
 def run_comparison(small, tmp_path):
     def run(decoders=("bernoulli", "gaussian", "i-gaussian"), n_seeds=2, out="out", jobs=1, k=5, **settings):
-        told: list[str] = []
+        told: list[tuple[int, int, str]] = []
         base = small(training={"epochs": 2}, **settings)
         found = compare(
-            base, decoders, n_seeds, tmp_path / out, runs_dir=tmp_path / "runs", jobs=jobs, k=k, tell=told.append
-        )
+            base, decoders, n_seeds, tmp_path / out, runs_dir=tmp_path / "runs", jobs=jobs, k=k,
+            tell=lambda *news: told.append(news),
+        )  # fmt: skip
         return found, told
 
     return run
@@ -30,7 +32,7 @@ def test_every_decoder_is_trained_and_evaluated_once(run_comparison, tmp_path):
     assert [(o.decoder, o.seed) for o in found.outcomes] == [
         (decoder, seed) for decoder in ("bernoulli", "gaussian", "i-gaussian") for seed in (0, 1)
     ]
-    assert len(told) == 6
+    assert [(done, total) for done, total, _ in told] == [(i, 6) for i in range(1, 7)]
     assert not found.failed
     before = {run.path: (run.last.stat().st_mtime_ns, run.metrics) for run in list_runs(tmp_path / "runs")}
     again, _ = run_comparison()
@@ -161,6 +163,33 @@ def test_a_better_decoder_is_called_better_only_when_both_tests_agree(tmp_path, 
     assert report._differences(found)[0].holds
 
 
+def test_an_array_of_other_content_under_the_same_name_is_another_comparison(run_comparison, images, tmp_path):
+    path = tmp_path / "own.npy"
+    np.save(path, images)
+    settings = {"data": {"name": str(path)}, "decoders": ("bernoulli",), "n_seeds": 1}
+    first, _ = run_comparison(**settings)
+    np.save(path, 255 - images)
+    with pytest.raises(UsageError, match="another comparison"):
+        run_comparison(**settings)
+    second, _ = run_comparison(**settings, out="second")
+    assert second.outcomes[0].run.path != first.outcomes[0].run.path
+    with pytest.raises(DataError, match="no such file"):
+        run_comparison(**settings | {"data": {"name": str(tmp_path / "none.npy")}}, out="third")
+
+
 def test_the_identity_of_a_run_is_its_config(small):
     assert identity(small()) == identity(small(name="other", device="auto"))
     assert identity(small()) != identity(small(seed=1))
+
+
+def test_decoders_are_ranked_with_a_sign_that_says_whether_neighbours_differ():
+    values = {"bernoulli": 100.0, "gaussian": 90.0, "i-gaussian": 90.1}
+    outcomes = [
+        Outcome(decoder, seed, None, {"binarised_nll": value + 0.3 * seed, "observed": "x", "caveat": None})
+        for decoder, value in values.items()
+        for seed in range(3)
+    ]
+    found = Comparison(comparison.Config(), tuple(values), (0, 1, 2), 5, tuple(outcomes))
+    pairs = (("gaussian", "bernoulli", 0.01), ("i-gaussian", "bernoulli", 0.01), ("gaussian", "i-gaussian", 0.7))
+    differences = [Difference("binarised NLL", a, b, 1.0, 2, p, p) for a, b, p in pairs]
+    assert report._rankings(found, differences) == [("binarised NLL", "gaussian ≈ i-gaussian > bernoulli")]

@@ -164,13 +164,13 @@ def test_densities_integrate_to_one(name):
 
 
 @pytest.mark.parametrize("name", DENSITIES)
-@pytest.mark.parametrize("log_sigma", [-6.9, -3.0, 0.0])
+@pytest.mark.parametrize("log_sigma", [-14.0, -6.9, -3.0, 0.0, 5.0])
 @torch.no_grad()
 def test_the_256_levels_and_what_lies_outside_add_up_to_one(name, log_sigma):
     model = one_pixel(name, mean="linear")
     output = list(model.network.children())[-1]
     nn.init.zeros_(output.weight)
-    for mean in (-0.3, 0.0, 0.4, 1.0):
+    for mean in (-20.0, -0.3, 0.0, 0.4, 1.0, 20.0):
         output.bias.data[0] = 40 * mean if name == "continuous-bernoulli" else mean
         if name == "gaussian":
             output.bias.data[1] = 2 * log_sigma
@@ -222,8 +222,8 @@ def test_continuous_bernoulli_is_stable_in_float32():
 
 def test_discretized_logistic_sums_to_one_and_its_mean_is_within_half_a_level():
     levels = torch.arange(256, dtype=torch.float64)[:, None] / 255
-    for location in (-0.1, 0.0, 0.3, 1.0):
-        for log_scale in (-8.0, -5.0, -2.0):
+    for location in (-20.0, -0.1, 0.0, 0.3, 1.0, 20.0):
+        for log_scale in (-14.0, -8.0, -5.0, -2.0, 5.0):
             likelihood = DiscretizedLogisticProduct(*torch.tensor([[location], [log_scale]], dtype=torch.float64))
             mass = likelihood.log_prob(levels).exp()
             assert mass.sum().item() == pytest.approx(1, abs=1e-12)

@@ -16,7 +16,7 @@ from vaecli.factorised import Density, DiagonalNormal
 from vaecli.files import lock
 from vaecli.likelihoods import LIKELIHOODS, Support
 from vaecli.objectives import log_evidence
-from vaecli.observations import binarize_dynamically, observation
+from vaecli.observations import Batch, binarize_dynamically, observation
 from vaecli.randomness import generator
 from vaecli.runs import LOCK, Run
 from vaecli.training import train
@@ -229,3 +229,17 @@ def test_splits_without_images_and_runs_without_weights(small, tmp_path, bernoul
     assert evaluate(bernoulli, k=2).checkpoint.startswith("best")  # killed, and nobody trains it
     with lock(bernoulli.path / LOCK):
         assert evaluate(bernoulli, k=2).checkpoint.startswith("last")
+
+
+def test_a_gaussians_own_encoder_is_too_narrow_a_proposal_for_binary_images(small, tmp_path):
+    """The same decoder, b and k: with q(z|y) -log p(b) is far higher than with the encoder refitted on b."""
+    settings = {"model": {"decoder": "gaussian", "hidden_dim": 32}, "training": {"epochs": 100}}
+    run = train(small(**settings), runs_dir=tmp_path)
+    found = evaluate(run, k=100)
+    pixels = Dataset(run.config.data, Support.UNIT_INTERVAL).test.pixels
+    b = binarize_dynamically(pixels, generator(0, "evaluation")).target
+    y = observation(Support.UNIT_INTERVAL, run.config.data)(pixels, generator(0, "pixels")).input
+    own = VAE(run.vae.encoder, BinarisedDecoder(run.vae.decoder, dequantized=True), 3)
+    with torch.no_grad():
+        nll = -log_evidence(own, Batch(y, b), 100, generator(0, "importance")).mean().item()
+    assert found.binarised_nll < nll - 1

@@ -16,11 +16,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vaecli.comparison import compare
     from vaecli.config import Config
     from vaecli.configfile import load_config
     from vaecli.errors import VaecliError
     from vaecli.evaluation import evaluate
     from vaecli.generation import encode, interpolate, manifold, reconstruct, sample
+    from vaecli.report import write_report
     from vaecli.runs import Run, load_run
     from vaecli.training import resume, train
 
@@ -28,6 +30,7 @@ _HOMES = {
     "Config": "config",
     "Run": "runs",
     "VaecliError": "errors",
+    "compare": "comparison",
     "encode": "generation",
     "evaluate": "evaluation",
     "interpolate": "generation",
@@ -38,10 +41,11 @@ _HOMES = {
     "resume": "training",
     "sample": "generation",
     "train": "training",
+    "write_report": "report",
 }
 __all__ = [
-    "Config", "Run", "VaecliError", "encode", "evaluate", "interpolate", "load_config", "load_run", "manifold",
-    "reconstruct", "resume", "sample", "train",
+    "Config", "Run", "VaecliError", "compare", "encode", "evaluate", "interpolate", "load_config", "load_run",
+    "manifold", "reconstruct", "resume", "sample", "train", "write_report",
 ]  # fmt: skip
 
 

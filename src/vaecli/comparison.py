@@ -18,6 +18,8 @@ from vaecli.config import Config
 from vaecli.errors import InterruptedRunError, UsageError, VaecliError
 from vaecli.files import write_json
 from vaecli.runs import Run, list_runs
+from vaecli.sources import fingerprint
+from vaecli.stopping import Stop, never
 
 TUTORIAL = ("gaussian", "i-gaussian", "bernoulli")
 """The decoders that the usual tutorial compares."""
@@ -71,17 +73,12 @@ class Comparison:
         return [o for o in self.outcomes if o.error]
 
 
-Tell = Callable[[str], None]
-Stop = Callable[[], bool]
+Tell = Callable[[int, int, str], None]
+"""Is told how many runs are done, of how many, and of the last one in a line."""
 
 
-def ignore(line: str) -> None:
+def ignore(done: int, total: int, line: str) -> None:
     """Tell nobody."""
-
-
-def never() -> bool:
-    """Do not stop."""
-    return False
 
 
 def compare(
@@ -108,25 +105,27 @@ def compare(
         data_dir: As for `train`.
         jobs: Runs at a time, each in a process with its share of the cores.
         k: Importance samples per image.
-        tell: Is told, in a line, of every run that has ended.
+        tell: Is told of every run that has ended.
         stop: Is asked again and again whether to checkpoint and stop.
 
     Raises:
         UsageError: The directory holds another comparison.
+        DataError: The images cannot be read.
         VaecliError: The directory cannot be written.
         InterruptedRunError: `stop` said so.
     """
     seeds = tuple(range(base.seed, base.seed + n_seeds))
-    _claim(out, base, decoders, seeds, k)
-    wanted = [_member(base, decoder, seed) for seed in seeds for decoder in decoders]
-    known = _known_runs(runs_dir)
+    data = fingerprint(base.data.name)
+    _claim(out, base, data, decoders, seeds, k)
+    wanted = [member(base, decoder, seed) for seed in seeds for decoder in decoders]
+    known = _known_runs(runs_dir, data)
     tasks = [(config, known.get(identity(config)), runs_dir, data_dir, k) for config in wanted]
     outcomes = []
     for i, outcome in enumerate(_run_all(tasks, min(jobs, len(tasks)), stop), start=1):
         outcomes.append(outcome)
         what = outcome.error or f"ELBO {outcome.figures['elbo']:.2f} nats (test)"
         what += f" ({outcome.figures['caveat']})" if outcome.figures.get("caveat") else ""
-        tell(f"{i}/{len(tasks)}  {outcome.decoder}, seed {outcome.seed}: {what}")
+        tell(i, len(tasks), f"{outcome.decoder}, seed {outcome.seed}: {what}")
     outcomes.sort(key=lambda o: (decoders.index(o.decoder), o.seed))
     return Comparison(base, tuple(decoders), seeds, k, tuple(outcomes), data_dir)
 
@@ -136,37 +135,41 @@ def identity(config: Config) -> str:
     return json.dumps(config.model_dump(mode="json", exclude={"name", "device"}), sort_keys=True)
 
 
-def _member(base: Config, decoder: str, seed: int) -> Config:
+def member(base: Config, decoder: str, seed: int) -> Config:
+    """The config of one run of a comparison."""
     model = base.model.model_copy(update={"decoder": decoder})
     return base.model_copy(update={"model": model, "seed": seed, "name": base.name or "comparison"})
 
 
-def _known_runs(runs_dir: Path) -> dict[str, Run]:
-    """Runs by identity; of several, the one that has come furthest."""
+def _known_runs(runs_dir: Path, data: str | None) -> dict[str, Run]:
+    """Runs of these images by identity; of several, the one that has come furthest."""
     known: dict[str, Run] = {}
     for run in list_runs(runs_dir):
         try:
             key = identity(run.config)
-            started_elsewhere = json.loads((run.path / "environment.json").read_text())["initialised_from"]
+            environment = json.loads((run.path / "environment.json").read_text())
+            started_elsewhere = environment["initialised_from"]
         except (VaecliError, OSError, ValueError, KeyError):
             continue
-        if started_elsewhere:
-            continue  # weights of another run are no seed
+        if started_elsewhere or environment.get("data_sha256") != data:
+            continue  # weights of another run are no seed, and images of the same name may be others
         if key not in known or run.status.get("epoch", 0) > known[key].status.get("epoch", 0):
             known[key] = run
     return known
 
 
-def _claim(out: Path, base: Config, decoders: Sequence[str], seeds: Sequence[int], k: int) -> None:
+def _claim(out: Path, base: Config, data: str | None, decoders: Sequence[str], seeds: Sequence[int], k: int) -> None:
     """Take the report's directory for this comparison, or for a wider one of the same base."""
-    plan = {"base": json.loads(identity(base)), "k": k, "members": [[d, s] for d in decoders for s in seeds]}
+    members = [[decoder, seed] for decoder in decoders for seed in seeds]
+    plan = {"base": json.loads(identity(base)), "data_sha256": data, "k": k, "members": members}
     plan["base"]["model"].pop("decoder")
+    what = ("base", "data_sha256", "k")
     path = out / PLAN
     try:
         if path.is_file():
             old = json.loads(path.read_text())
-            wider = all(member in plan["members"] for member in old["members"])
-            if (old["base"], old["k"]) != (plan["base"], k) or not wider:
+            wider = all(member in members for member in old["members"])
+            if any(old[key] != plan[key] for key in what) or not wider:
                 raise UsageError(f"{out}: holds the report of another comparison; name another directory with --out")
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out}: is not empty, and not a comparison's; name another directory with --out")
@@ -240,12 +243,19 @@ def _complete(task: _Task, stop: Stop) -> Outcome:
         if not path.is_file():
             evaluate(run, k=k, device=config.device, data_dir=data_dir)
         figures = json.loads(path.read_text())
-        status = run.status
+        pace = _seconds_per_epoch(run)
     except InterruptedRunError:
         raise
     except VaecliError as error:
         return Outcome(config.model.decoder, config.seed, run, error=str(error))
     except Exception as error:  # noqa: BLE001 (whatever it is, it is this run's alone)
         return Outcome(config.model.decoder, config.seed, run, error=f"{type(error).__name__}: {error}")
-    pace = {"seconds_per_epoch": status["seconds"] / status["epoch"], "path": str(path)}
-    return Outcome(config.model.decoder, config.seed, Run(run.path), figures | pace)
+    return Outcome(
+        config.model.decoder, config.seed, Run(run.path), figures | {"seconds_per_epoch": pace, "path": str(path)}
+    )
+
+
+def _seconds_per_epoch(run: Run) -> float:
+    """The median over epochs, which a machine that was busy for a while leaves as it is."""
+    seconds = [row["seconds"] for row in run.metrics if row["split"] == "train"]
+    return float(np.median(np.diff(seconds, prepend=0.0)))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -126,6 +127,7 @@ def evaluate(
     """
     run = _evaluable(run)
     config, place = run.config, devices.resolve_device(device)
+    path = _prepared(evaluation_path(run, k=k, split=split, limit=limit, seed=seed, binarised=binarised))
     devices.flush_subnormals()
     dataset = Dataset(config.data, config.model.likelihood.support, data_dir)
     images = dataset.split(split)
@@ -153,15 +155,23 @@ def evaluate(
         **figures,
         **bridge,
     )
-    path = evaluation_path(run, k=k, split=split, limit=limit, seed=seed, binarised=binarised)
     try:
-        path.parent.mkdir(exist_ok=True)
         arrays: dict[str, Any] = {name: value.numpy() for name, value in (per_image | per_image_of_b).items()}
         write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
         write_json(path, asdict(evaluation))
     except OSError as error:
         raise VaecliError(f"{path}: cannot be written: {error.strerror}") from error
     return evaluation
+
+
+def _prepared(path: Path) -> Path:
+    """The path, in a directory that takes files: better known before hours of work than after."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise VaecliError(f"{path.parent}: cannot be written: {error.strerror}") from error
 
 
 def evaluation_path(

@@ -66,7 +66,7 @@ def curves(comparison: Comparison) -> Figure:
     groups: dict[str, list[str]] = {}
     for decoder in comparison.decoders:
         groups.setdefault(LIKELIHOODS[decoder].support.value, []).append(decoder)
-    figure = Figure(figsize=(5 * len(groups), 3.6), layout="constrained")
+    figure = Figure(figsize=(5 * len(groups), 4.0), layout="constrained")
     axes = figure.subplots(1, len(groups), squeeze=False)[0]
     for axis, (support, decoders) in zip(axes, groups.items(), strict=True):
         ends = []
@@ -85,7 +85,7 @@ def curves(comparison: Comparison) -> Figure:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.lines:
-            axis.legend(frameon=False)
+            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
     return figure
 
 

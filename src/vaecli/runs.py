@@ -153,7 +153,7 @@ def _new_directory(parent: Path, stem: str) -> Path:
 
 
 def record_environment(run: Run, **more: object) -> None:
-    """Write environment.json: versions, machine, git commit and the command line."""
+    """Write environment.json: versions, machine, git commit and the command line. Raises VaecliError."""
     values = {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "vaecli": _version("vaecli"),
@@ -165,7 +165,10 @@ def record_environment(run: Run, **more: object) -> None:
         **_git(),
         **more,
     }
-    write_json(run.path / "environment.json", values)
+    try:
+        write_json(run.path / "environment.json", values)
+    except OSError as error:
+        raise VaecliError(f"{run.path}: cannot be written: {error.strerror}") from error
 
 
 def find_run(reference: str | Path, runs_dir: Path) -> Run:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vaecli.config import TORCHVISION
+from vaecli.config import TORCHVISION, is_array
 from vaecli.errors import DataError
 
 Part = Literal["train", "test"]
@@ -130,6 +130,19 @@ def load_array(name: str) -> Source:
     if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
         raise DataError(f"{name}: `labels` must be {len(pixels)} integers, not {labels.dtype} of shape {labels.shape}")
     return Source(pixels, None if labels is None else labels.astype(np.int64))
+
+
+def fingerprint(name: str) -> str | None:
+    """The SHA-256 of an array's file, None for data sets that have checksums of their own. Raises DataError."""
+    if not is_array(name):
+        return None
+    try:
+        with Path(name).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{name}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
+        ) from error
 
 
 def _checked(pixels: Any, name: str) -> Pixels:

@@ -6,7 +6,6 @@ over the minibatch, so that the step size does not depend on N.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,19 +20,14 @@ from vaecli.objectives import Objective, objective
 from vaecli.observations import Observe, observation
 from vaecli.recording import Recorder, Reporter, ignore
 from vaecli.runs import Run, create_run, record_environment
+from vaecli.sources import fingerprint
 from vaecli.state import TrainingState, new_state
+from vaecli.stopping import Stop, never
 from vaecli.validation import evaluate_bound
 
 STEPS_PER_REPORT = 25
 RESUMABLE = ("training.epochs", "training.patience", "device")
 """The settings that a run may be resumed with."""
-
-
-Stop = Callable[[], bool]
-
-
-def _never() -> bool:
-    return False
 
 
 def train(
@@ -43,7 +37,7 @@ def train(
     data_dir: str | Path | None = None,
     init_from: Run | None = None,
     report: Reporter = ignore,
-    stop: Stop = _never,
+    stop: Stop = never,
 ) -> Run:
     """Train a VAE from the start, in a run directory of its own.
 
@@ -76,7 +70,11 @@ def train(
     run = create_run(config, Path(runs_dir))
     started_from = None if init_from is None else str(init_from.checkpoint_path)
     record_environment(
-        run, device=devices.describe(device), threads=torch.get_num_threads(), initialised_from=started_from
+        run,
+        device=devices.describe(device),
+        threads=torch.get_num_threads(),
+        data_sha256=fingerprint(config.data.name),
+        initialised_from=started_from,
     )
     return _fit(run, state, dataset, None, report, stop)
 
@@ -87,7 +85,7 @@ def resume(
     *,
     data_dir: str | Path | None = None,
     report: Reporter = ignore,
-    stop: Stop = _never,
+    stop: Stop = never,
 ) -> Run:
     """Go on with a run from its last checkpoint: where it was cut, or beyond its end with more epochs.
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, app, examples, note, result
+from vaecli.cli.caveats import caveats
 from vaecli.cli.train import StopOnSignal
 from vaecli.errors import UsageError
 
@@ -43,17 +44,19 @@ def compare_decoders(
 
     base = load_config(config, settings or [])
     names = _names(decoders)
-    if base.is_relaxed and "bernoulli" in names and not quiet and not as_json:
-        note("data.binarize: none puts grey pixels into a Bernoulli: its bound is relaxed, not a likelihood")
     directory = out or runs_dir / "comparisons" / (base.name or "default")
-    from vaecli.comparison import compare, ignore
+    from vaecli.cli.progress import tally
+    from vaecli.comparison import compare, member
 
+    silent = quiet or as_json
+    for caveat in [] if silent else caveats([member(base, name, base.seed) for name in names], settings or []):
+        note(caveat)
     if jobs > (os.cpu_count() or 1):
         note(f"--jobs {jobs}: there are {os.cpu_count()} cores")
-    with StopOnSignal() as stop:
+    with StopOnSignal() as stop, tally(quiet=silent) as tell:
         compared = compare(
             base, names, seeds, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, k=k,
-            tell=ignore if quiet or as_json else note, stop=stop,
+            tell=tell, stop=stop,
         )  # fmt: skip
     from vaecli.report import write_report
 

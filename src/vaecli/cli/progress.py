@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from vaecli.runs import Run
 
 SECONDS_PER_LINE = 5.0
+AT_ONCE = 1.0
+"""Seconds within which a run is told of that had been done before, and says nothing about the time left."""
 
 
 class Watcher:
@@ -100,6 +102,47 @@ def stages(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
                 progress.update(tasks[stage], completed=done, total=total)
 
             yield move
+
+
+@contextmanager
+def tally(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
+    """Takes how many runs are done, of how many, and a line about the last: a line each, above a bar on a terminal."""
+    if quiet:
+        yield lambda done, total, line: None  # noqa: ARG005
+        return
+    began = last = time.monotonic()
+    n_worked = 0
+
+    def left(done: int, total: int) -> str:
+        nonlocal last, n_worked
+        now = time.monotonic()
+        n_worked += now - last > AT_ONCE
+        last = now
+        return f"{clock((now - began) / n_worked * (total - done))} left" if n_worked else "complete already"
+
+    if not sys.stderr.isatty():
+        yield lambda done, total, line: print(
+            f"{done}/{total}  {line}  {left(done, total)}", file=sys.stderr, flush=True
+        )
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (
+        SpinnerColumn(),
+        MofNCompleteColumn(),
+        BarColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("training and evaluating", total=None)
+
+        def move(done: int, total: int, line: str) -> None:
+            progress.console.print(f"{done}/{total}  {line}", highlight=False)
+            progress.update(task, completed=done, total=total, description=left(done, total))
+
+        yield move
 
 
 def _lines() -> Callable[[str, int, int], None]:

@@ -14,14 +14,14 @@ runs = typer.Typer(
 app.add_typer(runs, name="runs")
 
 
-@runs.command("ls", epilog=examples("vae runs ls", "vae runs ls --json | jq '.[].best.elbo'"))
+@runs.command("ls", epilog=examples("vae runs ls", "vae runs ls --json | jq '.runs[].best.elbo'"))
 def ls(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
     """List all runs, oldest first, with their best validation ELBO in nats."""
     from vaecli.runs import list_runs
 
     found = [(run, run.status) for run in list_runs(runs_dir)]
     if as_json:
-        result([{"run": str(run.path), **status} for run, status in found])
+        result({"runs": [{"run": str(run.path), **status} for run, status in found]})
         return
     if not found:
         note(f"no runs in {runs_dir}/ yet; `vae train --config bernoulli.yaml` makes one")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, app, examples, note, result
+from vaecli.cli.caveats import caveats
 from vaecli.errors import InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ def train(
         old = None
     source = None if init_from is None else find_run(init_from, runs_dir)
     if not quiet and not as_json:
-        _note_caveats(chosen, overrides)
+        for caveat in caveats([chosen], overrides):
+            note(caveat)
     _run(chosen, old, source, runs_dir, data_dir, quiet=quiet or as_json, as_json=as_json)
 
 
@@ -121,27 +123,6 @@ class StopOnSignal:
             os._exit(130)
         self.signalled = True
         note("stopping after this step; once more to leave at once")
-
-
-def _note_caveats(config: "Config", overrides: list[str]) -> None:
-    """Say once what of the config has no effect, and what its bound is not."""
-    from vaecli.config import Config
-
-    written, default = config.model_dump(), Config().model_dump()
-    named = {text.partition("=")[0] for text in overrides}
-    reasons: dict[str, list[str]] = {}
-    for key, reason in config.unused_settings.items():
-        section, _, name = key.partition(".")
-        if key in named or written[section][name] != default[section][name]:
-            reasons.setdefault(reason, []).append(key)
-    for reason, keys in reasons.items():
-        note(f"{', '.join(keys)}: no effect, {reason}")
-    if config.is_relaxed:
-        note("data.binarize: none puts grey pixels into a Bernoulli: its bound is relaxed, not a likelihood")
-    if config.is_ill_posed:
-        floor = config.model.min_log_sigma
-        limit = "has no upper limit" if floor is None else f"is limited only by model.min_log_sigma: {floor}"
-        note(f"a learned scale on discrete pixels is ill-posed: the bound {limit}; data.dequantize: true mends it")
 
 
 def _summary(run: "Run") -> None:
