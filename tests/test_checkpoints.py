@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from vaecli.checkpoints import FORMAT, load_checkpoint, save_checkpoint
+from vaecli.checkpoints import FORMAT, VERSION, load_checkpoint, save_checkpoint
 from vaecli.errors import VaecliError
 from vaecli.runs import Run, load_run
 from vaecli.training import train
@@ -16,7 +16,7 @@ def run(small, tmp_path) -> Run:
 
 def test_a_checkpoint_is_plain_and_enough_by_itself(run, tmp_path):
     content = torch.load(run.last, weights_only=True)
-    assert (content["format"], content["version"]) == (FORMAT, 1)
+    assert (content["format"], content["version"]) == (FORMAT, VERSION)
     alone = tmp_path / "copy.pt"
     alone.write_bytes(run.last.read_bytes())
     copy = load_run(alone)
@@ -42,8 +42,8 @@ class Bomb:
 def test_a_pickle_that_would_run_code_does_not_run(tmp_path):
     made, path = tmp_path / "made", tmp_path / "bomb.pt"
     for write in (torch.save, lambda value, target: target.write_bytes(pickle.dumps(value))):
-        write({"format": FORMAT, "version": 1, "config": Bomb(made)}, path)
-        with pytest.raises(VaecliError, match="holds more than tensors, numbers and strings"):
+        write({"format": FORMAT, "version": VERSION, "config": Bomb(made)}, path)
+        with pytest.raises(VaecliError, match=r"holds more than tensors, numbers and strings|not a zip file"):
             load_checkpoint(path)
     assert not made.exists()
 
@@ -73,7 +73,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"version": 2}, "has format version 2; this vaecli reads version 1"),
+        ({"version": 1}, "has format version 1; this vaecli reads version 2"),
         ({"config": {"model": {"latent_dim": 0}}}, "its config is not valid"),
         ({"config": 3}, "a part is missing or malformed"),
         ({"image_shape": (0, 5)}, "image_shape"),
@@ -103,5 +103,7 @@ def test_weights_that_do_not_fit(run, tmp_path):
     content = torch.load(run.last, weights_only=True)
     content["image_shape"] = (7, 5)
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(VaecliError, match="weights do not fit its config"):
+    with pytest.raises(
+        VaecliError, match=r"weight has shape \(8, 30\); its config asks for \(8, 35\)"
+    ):
         _ = load_run(tmp_path / "x.pt").vae

@@ -1,13 +1,12 @@
-import json
 from pathlib import Path
 
 import pytest
 import torch
 
-from vaecli import runs
 from vaecli.config import Config
 from vaecli.errors import UsageError, VaecliError
-from vaecli.runs import create_run, find_run, list_runs, load_run
+from vaecli.files import lock
+from vaecli.runs import LOCK, create_run, find_run, list_runs, load_run
 
 
 @pytest.fixture
@@ -65,8 +64,10 @@ def test_a_run_without_checkpoints(some):
 def test_status_survives_damage(some):
     run = some[0]
     assert run.status == {}
-    run.write_status(state="running", elbo=float("nan"))
-    assert (run.status["state"], run.status["elbo"]) == ("running", None)
+    with lock(run.path / LOCK):
+        run.write_status(state="running", elbo=float("nan"))
+        assert (run.status["state"], run.status["elbo"]) == ("running", None)
+    assert (run.status["state"], run.status["reason"]) == ("interrupted", "its process ended without a word")
     (run.path / "status.json").write_text('{"state": "run')
     assert run.status == {}
     (run.path / "status.json").write_text("[1]")
@@ -74,7 +75,10 @@ def test_status_survives_damage(some):
 
 
 def test_damaged_metrics_are_an_error(some):
-    (some[0].path / "metrics.jsonl").write_text('{"a": 1}\n{"b"')
+    path = some[0].path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"b"')
+    assert some[0].metrics == [{"a": 1}]  # the second is being written
+    path.write_text('{"a": 1}\n{"b"\n')
     with pytest.raises(VaecliError, match=r"metrics.jsonl: cannot be read"):
         _ = some[0].metrics
 
@@ -85,9 +89,8 @@ def test_a_directory_that_cannot_be_written(tmp_path):
         create_run(Config(), tmp_path / "runs")
 
 
-def test_the_environment_says_what_ran(some):
-    runs.record_environment(some[0], device="a device")
-    found = json.loads((some[0].path / "environment.json").read_text())
+def test_the_environment_says_what_ran(tmp_path):
+    found = create_run(Config(), tmp_path, device="a device").environment
     assert found["torch"] in torch.__version__
     assert found["device"] == "a device"
     assert {"python", "platform", "command", "git_commit", "git_dirty", "vaecli", "numpy", "cores"} <= set(found)

@@ -45,7 +45,7 @@ def test_the_projector_has_a_point_a_label_and_a_thumbnail_for_each_test_image(s
 
 
 def test_a_log_is_cut_back_to_a_recorded_length(tmp_path):
-    logs = RunLogs(tmp_path)
+    logs = RunLogs(tmp_path, {})
     logs.row({"a": 1.0, "b": float("nan")})
     logs.train.scalars({"elbo": 1.0}, 10)
     lengths = logs.lengths()

@@ -1,5 +1,7 @@
 import json
 import math
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +10,26 @@ import torch
 
 import vaecli
 import vaecli.training
-from vaecli.checkpoints import load_checkpoint
+from vaecli.checkpoints import load_checkpoint, save_checkpoint
 from vaecli.config import ObjectiveConfig, OptimizerConfig
 from vaecli.configfile import override
-from vaecli.errors import DivergedError, InterruptedRunError, UsageError, VaecliError
+from vaecli.errors import (
+    DivergedError,
+    InterruptedRunError,
+    LimitReachedError,
+    OtherBitsWarning,
+    UsageError,
+    VaecliError,
+)  # fmt: skip
 from vaecli.files import lock
 from vaecli.likelihoods import LIKELIHOODS
-from vaecli.objectives import log_evidence
-from vaecli.observations import Batch
+from vaecli.objectives import kl_weight, log_evidence, objective
+from vaecli.observations import Batch, observation
 from vaecli.randomness import generator
-from vaecli.runs import LOCK, load_run
+from vaecli.runs import LOCK, create_run, load_run
+from vaecli.stopping import Limit
 from vaecli.tracking import EVENTS
-from vaecli.training import kl_weight, learning_rate, resume, train
+from vaecli.training import learning_rate, resume, train
 
 
 def stop_after(steps: int):
@@ -233,7 +243,10 @@ def test_other_data_under_the_same_name_are_refused(small, tmp_path, faces, imag
 @pytest.mark.parametrize(
     ("settings", "what"),
     [
-        ({"optimizer": {"learning_rate": 1e30}}, r"at step \d+ \(epoch 1\) (the (log-likelihood|KL term)|a parameter)"),
+        (
+            {"optimizer": {"learning_rate": 1e30}},
+            r"at step 2 \(epoch 1\): the log-likelihood of images (\d+, ){4}\d+ and 5 more of the training",
+        ),
         (
             {"objective": {"kl_weight": 1e6, "L": 1}, "optimizer": {"learning_rate": 1e36}},
             r"smaller optimizer.learning_",
@@ -248,6 +261,99 @@ def test_a_diverged_run_names_step_and_term_and_keeps_its_last_good_checkpoint(s
     assert run.status["state"] == "diverged"
     assert str(caught.value) == run.status["reason"]
     assert all(value.isfinite().all() for value in run.vae.state_dict().values())
+
+
+def test_a_diverged_run_names_the_image_that_did_it(small, tmp_path, monkeypatch):
+    def spoilt(support, config):
+        def observe(pixels, noise):
+            x = observation(support, config)(pixels, noise)
+            bad = (pixels == marked).all(1, keepdim=True)
+            return Batch(x.input, x.target.masked_fill(bad, torch.nan))
+
+        return observe
+
+    config = small()
+    marked = _train_images(config).pixels[17]
+    monkeypatch.setattr(vaecli.training, "observation", spoilt)
+    order = torch.randperm(45, generator=generator(0, "permutation")).tolist()
+    step = order.index(17) // 10 + 1
+    with pytest.raises(
+        DivergedError, match=rf"at step {step} \(epoch 1\): the log-likelihood of image 17 of the train"
+    ):
+        train(config, runs_dir=tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_is_named(small, tmp_path, monkeypatch):
+    """√0 has the gradient 1/0: every term is finite, and what follows is not."""
+
+    def rooted(config):
+        inner = objective(config)
+
+        def maximise(vae, batch, noise, weight):
+            bound, elbo = inner(vae, batch, noise, weight)
+            return bound + (vae.decoder.network[0].weight.flatten()[0] * 0).sqrt(), elbo
+
+        return maximise
+
+    monkeypatch.setattr(vaecli.training, "objective", rooted)
+    with pytest.raises(
+        DivergedError, match=r"at step 1 \(epoch 1\): the gradient of decoder.network.0.weight is not fin"
+    ):
+        train(small(), runs_dir=tmp_path)
+
+
+def test_a_run_stops_at_its_limit_of_images_and_goes_on_from_there(small, tmp_path):
+    whole = train(small(), runs_dir=tmp_path / "whole")
+    with pytest.raises(LimitReachedError, match="stopped after 60 images, at step 7, in epoch 2") as caught:
+        train(small(), runs_dir=tmp_path / "cut", limit=Limit(images=60))
+    assert caught.value.exit_code == 6
+    cut = only_run(tmp_path / "cut")
+    assert (cut.status["state"], cut.status["reason"]) == ("interrupted", str(caught.value))
+    with pytest.raises(LimitReachedError, match="stopped after 40 images, at step 12, in epoch 3"):
+        resume(cut, limit=Limit(images=40))  # epochs are of 10, 10, 10, 10 and 5
+    resume(cut)
+    assert same(weights(whole), weights(cut))
+    assert untimed(whole) == untimed(cut)
+
+
+def test_a_run_stops_at_its_limit_of_time(small, tmp_path):
+    with pytest.raises(LimitReachedError, match=r"stopped after 0.2 s, at step \d+"):
+        train(small(training={"epochs": 100_000}), runs_dir=tmp_path, limit=Limit(seconds=0.2))
+
+
+def test_a_run_that_was_cut_before_its_first_checkpoint_starts_again(small, tmp_path):
+    start = train(small(seed=5), runs_dir=tmp_path / "start")
+    whole = train(small(), runs_dir=tmp_path / "whole", init_from=start)
+    cut = create_run(small(), tmp_path / "cut", initialised_from=str(start.best))
+    resume(cut)
+    assert same(weights(whole), weights(cut))
+    assert untimed(whole) == untimed(cut)
+    cut.last.unlink()
+    with pytest.raises(VaecliError, match="has no checkpoint to go on from"):
+        resume(cut)  # it has figures of epochs that would be lost
+
+
+def test_other_conditions_are_said_to_change_the_bits(small, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        train(small(), runs_dir=tmp_path, stop=stop_after(2))
+    run = only_run(tmp_path)
+    there = load_checkpoint(run.last)
+    save_checkpoint(run.last, replace(there, conditions=there.conditions | {"torch": "2.0"}, threads=1000))
+    message = f"torch 2.0 before, {torch.__version__} now; 1000 threads, on"
+    monkey = pytest.MonkeyPatch()
+    monkey.setattr(torch, "set_num_threads", lambda n: None)
+    with monkey.context(), pytest.warns(OtherBitsWarning, match=re.escape(message)):
+        resume(run)
+
+
+def test_logs_that_were_shortened_by_hand_are_not_gone_on_with(small, tmp_path):
+    with pytest.raises(InterruptedRunError):
+        train(small(), runs_dir=tmp_path, stop=stop_after(7))
+    run = only_run(tmp_path)
+    (run.path / "metrics.jsonl").write_text("")
+    with pytest.raises(VaecliError, match="is shorter than when the checkpoint was written"):
+        resume(run)
+    assert load_checkpoint(run.last).progress.step == 7
 
 
 def test_an_unexpected_failure_is_written_down(small, tmp_path):

@@ -147,11 +147,10 @@ def _known_runs(runs_dir: Path, data: str | None) -> dict[str, Run]:
     for run in list_runs(runs_dir):
         try:
             key = identity(run.config)
-            environment = json.loads((run.path / "environment.json").read_text())
-            started_elsewhere = environment["initialised_from"]
-        except (VaecliError, OSError, ValueError, KeyError):
+        except VaecliError:
             continue
-        if started_elsewhere or environment.get("data_sha256") != data:
+        environment = run.environment
+        if environment.get("initialised_from") or environment.get("data_sha256") != data:
             continue  # weights of another run are no seed, and images of the same name may be others
         if key not in known or run.status.get("epoch", 0) > known[key].status.get("epoch", 0):
             known[key] = run

@@ -42,6 +42,15 @@ def flush_subnormals() -> None:
     torch.set_flush_denormal(True)
 
 
+def conditions(device: torch.device) -> dict[str, str]:
+    """What, besides the config and the number of threads, decides the bits of training."""
+    return {
+        "torch": str(torch.__version__),
+        "device": describe(device),
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
 def describe(device: torch.device) -> str:
     """The device's model in words."""
     if device.type == "cuda":

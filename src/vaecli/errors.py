@@ -34,12 +34,26 @@ class DataError(VaecliError):
 
 
 class DivergedError(VaecliError):
-    """Training met a loss that is not finite."""
+    """Training met a term or a parameter that is not finite, at `step`, counted from 1."""
 
     exit_code: ClassVar[int] = 4
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class InterruptedRunError(VaecliError):
     """Training was asked to stop before its end; a checkpoint was written."""
 
     exit_code: ClassVar[int] = 130
+
+
+class LimitReachedError(InterruptedRunError):
+    """Training came to the limit that it was given; a checkpoint was written."""
+
+    exit_code: ClassVar[int] = 6
+
+
+class OtherBitsWarning(UserWarning):
+    """A run goes on under other conditions than before, and may not end in the same bits as an uncut one."""

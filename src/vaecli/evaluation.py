@@ -298,14 +298,25 @@ def _figures_of_b(
 
 
 def _weigh(vae: VAE, batch: Batch, task: _Task, stage: str, scores: Scores = log_likelihood) -> Weighted:
-    """Importance-weight all images of a batch, a few at a time."""
-    rows = ROWS.get(vae.device.type, ROWS_ELSEWHERE)
-    noise, parts, done = generator(task.seed, "importance", vae.device), [], 0
-    for chunk in zip(*(part.split(max(1, rows // task.k)) for part in batch), strict=True):
-        parts.append(importance_weighted(vae, Batch(*chunk), task.k, noise, rows, scores))
-        done += len(chunk[0])
-        task.report(stage, done, len(batch.input))
-    return Weighted(*(torch.cat(field, dim=-1).cpu() for field in zip(*parts, strict=True)))
+    """Importance-weight all images of a batch, a few at a time.
+
+    The results are put into arrays made beforehand: small ones kept from every portion would lie between the large
+    temporary ones and keep the memory of those from being used again.
+    """
+    rows, n = ROWS.get(vae.device.type, ROWS_ELSEWHERE), len(batch.input)
+    noise, portion = generator(task.seed, "importance", vae.device), max(1, rows // task.k)
+    found: Weighted | None = None
+    for start in range(0, n, portion):
+        end = min(start + portion, n)
+        chunk = Batch(batch.input[start:end], batch.target[start:end])
+        part = importance_weighted(vae, chunk, task.k, noise, rows, scores)
+        if found is None:
+            found = Weighted(*(torch.empty((*field.shape[:-1], n), dtype=field.dtype) for field in part))
+        for whole, field in zip(found, part, strict=True):
+            whole[..., start:end] = field
+        task.report(stage, end, n)
+    assert found is not None
+    return found
 
 
 def _level_scores(likelihood: Distribution, y: Tensor) -> Float[Tensor, "T S B"]:

@@ -85,7 +85,8 @@ def curves(comparison: Comparison) -> Figure:
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
         if axis.lines:
-            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+            columns = 2 if all(len(str(line.get_label())) < 30 for line in axis.lines) else 1
+            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns)
     return figure
 
 

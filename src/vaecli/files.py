@@ -1,18 +1,25 @@
-"""Writing files so that at every instant each is absent or whole."""
+"""Writing files so that at every instant each is absent or whole.
 
+A process that is killed leaves at most temporary files, whose names begin with a dot and end in `.tmp`.
+"""
+
+import errno
 import importlib
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+TEMPORARY = ".tmp"
+
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file beside `path`, flush it to the disk, rename it into place, and flush the directory."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
@@ -24,6 +31,43 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def write_directory(parent: Path, stem: str, fill: Callable[[Path], object]) -> Path:
+    """Make a directory with its content, under a name that no other has: `stem`, else `stem-2` and so on.
+
+    It is filled under a temporary name and then renamed, which succeeds for one process only.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(TEMPORARY, f".{stem}.", parent))
+    try:
+        temporary.chmod(0o755)
+        fill(temporary)
+        attempt = 1
+        while not _renamed(temporary, path := parent / (stem if attempt == 1 else f"{stem}-{attempt}")):
+            attempt += 1
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(parent)
+    return path
+
+
+def _renamed(temporary: Path, path: Path) -> bool:
+    """Whether the directory could take that name: no file or filled directory had it."""
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno not in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
+            raise
+        return False
+    return True
+
+
+def sweep(directory: Path) -> None:
+    """Remove the temporary files that killed processes left below a directory which nobody else writes to."""
+    for path in directory.rglob(f".*{TEMPORARY}"):
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

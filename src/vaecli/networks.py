@@ -14,8 +14,9 @@ ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 def perceptron(sizes: Sequence[int], activation: Literal["relu", "tanh"]) -> nn.Sequential:
     """Linear layers of `sizes` = (inputs, hidden ..., outputs) with the activation between; no parameter is drawn."""
     layers: list[nn.Module] = []
+    device = torch.get_default_device()
     for n_in, n_out in pairwise(sizes):
-        layers += [nn.utils.skip_init(nn.Linear, n_in, n_out), ACTIVATIONS[activation]()]
+        layers += [nn.utils.skip_init(nn.Linear, n_in, n_out, device=device), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -120,6 +120,12 @@ def iwae(
     return log_mean_exp(draws.log_weights(vae.prior, kl_weight)), draws.elbo
 
 
+def kl_weight(config: ObjectiveConfig, step: int, steps_per_epoch: int) -> float:
+    """The weight of the KL term at a step: kl_weight, after rising from 0 over the epochs of kl_warmup."""
+    warmup = config.kl_warmup * steps_per_epoch
+    return config.kl_weight * (min(1.0, step / warmup) if warmup else 1.0)
+
+
 def objective(config: ObjectiveConfig) -> Objective:
     """The objective that a config names."""
     chosen = {("elbo", "A"): estimator_a, ("elbo", "B"): estimator_b}.get((config.name, config.estimator), iwae)

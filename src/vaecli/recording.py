@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,7 @@ from vaecli.config import Config
 from vaecli.configfile import dump_config
 from vaecli.datasets import Images
 from vaecli.errors import VaecliError
-from vaecli.files import lock
+from vaecli.files import lock, sweep
 from vaecli.generation import reconstruct_images, sample_prior
 from vaecli.observations import Observe
 from vaecli.pictures import grid, paired_grid, save_png
@@ -77,23 +78,24 @@ class Recorder:
     Args:
         run: Where to.
         state: What is recorded; read, never changed but for its best bound.
-        lengths: Bytes to cut each log back to, when resuming.
+        lengths: Bytes to cut each log back to.
         report: Is told at every `step` and `end_epoch`.
     """
 
-    def __init__(
-        self, run: Run, state: TrainingState, lengths: Mapping[str, int] | None, report: Reporter = ignore
-    ) -> None:
+    def __init__(self, run: Run, state: TrainingState, lengths: Mapping[str, int], report: Reporter = ignore) -> None:
         self._run, self._state, self._config, self._report = run, state, state.config, report
-        try:
-            self._lock = lock(run.path / LOCK)
-            self._logs = RunLogs(run.path, lengths)
-        except BlockingIOError as error:
-            raise VaecliError(f"{run.path}: is being trained by another process") from error
-        except OSError as error:
-            raise _unwritable(error) from error
+        with ExitStack() as stack:
+            try:
+                self._lock = stack.enter_context(lock(run.path / LOCK))
+                sweep(run.path)
+                self._logs = RunLogs(run.path, lengths)
+            except BlockingIOError as error:
+                raise VaecliError(f"{run.path}: is being trained by another process") from error
+            except OSError as error:
+                raise _unwritable(error) from error
+            stack.pop_all()
         self._best: Checkpoint | None = None
-        self._figures: dict[str, object] = {} if lengths is None else _figures(run.metrics)
+        self._figures: dict[str, object] = _figures(run.metrics)
         self._saved_at = self._noted_at = self._began_at = time.monotonic()
         self._images_before, self._seconds_before = state.progress.images, state.progress.seconds
         self._shown: Images | None = None
@@ -108,10 +110,15 @@ class Recorder:
         if isinstance(error, OSError):
             raise _unwritable(error) from error
 
-    def start(self, held_out: Images, observe: Observe) -> None:
-        """Mark the run as running; at its very beginning, log its settings and keep its first weights."""
-        images = held_out if len(held_out) else self._state.images
-        self._shown, self._observe = images.first(RECONSTRUCTIONS), observe
+    def start(self, images: Images, observe: Observe) -> None:
+        """Mark the run as running; at its very beginning, log its settings and keep its first weights.
+
+        Args:
+            images: Of which reconstructions are shown.
+            observe: How pixels become x.
+        """
+        shown = images.first(RECONSTRUCTIONS)
+        self._shown, self._observe = replace(shown, pixels=shown.pixels.to(self._state.vae.device)), observe
         self.status("running")
         if self._state.progress.step == 0:
             self._logs.validation.text("config", f"```yaml\n{dump_config(self._config)}```")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from vaecli.config import Config
 from vaecli.configfile import dump_config, load_config
 from vaecli.errors import UsageError, VaecliError
-from vaecli.files import lock, write_json, write_text
+from vaecli.files import lock, write_directory, write_json, write_text
 
 if TYPE_CHECKING:
     from vaecli.checkpoints import Checkpoint
@@ -84,12 +84,16 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of status.json; empty where there is none to read."""
-        try:
-            content = json.loads((self.path / "status.json").read_text())
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        """The content of status.json, empty where there is none to read; of a killed run's, the state is mended."""
+        content = _read_object(self.path / "status.json")
+        if content.get("state") == "running" and not self.is_training:
+            content |= {"state": "interrupted", "reason": "its process ended without a word"}
+        return content
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The content of environment.json; empty where there is none to read."""
+        return _read_object(self.path / "environment.json")
 
     @property
     def is_training(self) -> bool:
@@ -104,10 +108,13 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl, in the order they were written. Raises VaecliError."""
+        """The rows of metrics.jsonl as they were written; a line still being written is none. Raises VaecliError."""
         path = self.path / "metrics.jsonl"
         try:
-            return [json.loads(line) for line in path.read_text().splitlines()]
+            whole, _, _ = path.read_text().rpartition("\n")
+            return [json.loads(line) for line in whole.splitlines()]
+        except FileNotFoundError:
+            return []
         except (OSError, ValueError) as error:
             raise VaecliError(f"{path}: cannot be read: {error}") from error
 
@@ -123,38 +130,33 @@ class Run:
         write_json(self.path / "status.json", values | {"updated": _now().isoformat(timespec="seconds")})
 
 
-def create_run(config: Config, runs_dir: Path) -> Run:
-    """Make the directory of a new run, with its config. Raises VaecliError where it cannot be written."""
-    parent = runs_dir / (config.name or "default")
-    stem = f"{_now():%Y%m%d-%H%M%S}-{config.model.decoder}-s{config.seed}"
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        path = _new_directory(parent, stem)
+def create_run(config: Config, runs_dir: Path, **environment: object) -> Run:
+    """Make the directory of a new run, whole or not at all, with its config.yaml and environment.json.
+
+    Args:
+        config: What is to be run.
+        runs_dir: Where.
+        environment: What else than versions, machine, git commit and command line is worth knowing.
+
+    Raises:
+        VaecliError: It cannot be written.
+    """
+
+    def fill(path: Path) -> None:
         for name in (CHECKPOINTS, "samples", "tensorboard/train", "tensorboard/validation"):
             (path / name).mkdir(parents=True)
+        write_text(path / "config.yaml", dump_config(config))
+        write_json(path / "environment.json", _environment() | environment)
+
+    parent = runs_dir / (config.name or "default")
+    try:
+        return Run(write_directory(parent, f"{_now():%Y%m%d-%H%M%S}-{config.model.decoder}-s{config.seed}", fill))
     except OSError as error:
-        raise VaecliError(f"{error.filename or parent}: cannot be written: {error.strerror}") from error
-    run = Run(path)
-    run.write_config(config)
-    return run
+        raise VaecliError(f"{parent}: cannot be written: {error.strerror}") from error
 
 
-def _new_directory(parent: Path, stem: str) -> Path:
-    """Making a directory either succeeds for one process or fails: two runs of one second get two names."""
-    attempt = 1
-    while True:
-        path = parent / (stem if attempt == 1 else f"{stem}-{attempt}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            attempt += 1
-        else:
-            return path
-
-
-def record_environment(run: Run, **more: object) -> None:
-    """Write environment.json: versions, machine, git commit and the command line. Raises VaecliError."""
-    values = {
+def _environment() -> dict[str, object]:
+    return {
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "vaecli": _version("vaecli"),
         "torch": _version("torch"),
@@ -163,12 +165,7 @@ def record_environment(run: Run, **more: object) -> None:
         "platform": platform.platform(),
         "cores": os.cpu_count(),
         **_git(),
-        **more,
     }
-    try:
-        write_json(run.path / "environment.json", values)
-    except OSError as error:
-        raise VaecliError(f"{run.path}: cannot be written: {error.strerror}") from error
 
 
 def find_run(reference: str | Path, runs_dir: Path) -> Run:
@@ -231,6 +228,15 @@ def _subdirectories(path: Path) -> list[Path]:
 
 def _is_run(path: Path) -> bool:
     return (path / "config.yaml").is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none to read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _now() -> datetime:

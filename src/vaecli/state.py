@@ -2,7 +2,7 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch.optim import Adagrad, Adam, Optimizer
 from vaecli.checkpoints import Checkpoint, Progress
 from vaecli.config import Config, OptimizerConfig
 from vaecli.datasets import Images
+from vaecli.devices import conditions
 from vaecli.errors import UsageError, VaecliError
 from vaecli.randomness import generator
 from vaecli.vae import VAE, build_vae
@@ -41,6 +42,13 @@ class TrainingState:
         """⌈N/M⌉."""
         return len(self.trace)
 
+    def minibatches(self) -> Sequence[Tensor]:
+        """The rows of each minibatch that is left of the epoch; its permutation is drawn when it begins."""
+        if self.permutation is None:
+            self.permutation = torch.randperm(len(self.images), generator=self.generators["permutation"])
+        minibatches: tuple[Tensor, ...] = self.permutation.to(self.vae.device).split(self.config.training.batch_size)
+        return minibatches[self.progress.position :]
+
     def capture(self, logs: Mapping[str, int]) -> Checkpoint:
         """A copy of the whole state."""
         return Checkpoint(
@@ -53,6 +61,7 @@ class TrainingState:
             permutation=None if self.permutation is None else self.permutation.clone(),
             trace=self.trace.cpu().clone(),
             threads=torch.get_num_threads(),
+            conditions=conditions(self.vae.device),
             data_sha256=self.data_sha256,
             logs=dict(logs),
         )
@@ -68,7 +77,9 @@ class TrainingState:
             )
         self.load_weights(checkpoint)
         try:
-            self.optimizer.load_state_dict(checkpoint.optimizer)
+            fresh = self.optimizer.state_dict()  # its settings are the config's to decide
+            self.optimizer.load_state_dict(fresh | {"state": checkpoint.optimizer["state"]})
+            self._check_moments(checkpoint)
             for name, stream in self.generators.items():
                 stream.set_state(checkpoint.generators[name])
             self.trace.copy_(checkpoint.trace)
@@ -76,6 +87,13 @@ class TrainingState:
             raise VaecliError(f"the checkpoint's training state does not fit its config: {error}") from error
         self.progress = replace(checkpoint.progress)
         self.permutation = checkpoint.permutation
+
+    def _check_moments(self, checkpoint: Checkpoint) -> None:
+        """See that the optimiser has what it keeps of each parameter, once it has made a step."""
+        kept = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "adagrad": {"step", "sum"}}[self.config.optimizer.name]
+        found = [set(self.optimizer.state[parameter]) for parameter in self.vae.parameters()]
+        if any(names != kept for names in found) and (checkpoint.progress.step or any(found)):
+            raise ValueError(f"the optimiser's state is not that of {self.config.optimizer.name}")
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint's weights and nothing else. Raises VaecliError where they do not fit."""

@@ -18,9 +18,11 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
+from vaecli.errors import VaecliError
 from vaecli.files import finite
 
 EVENTS = "events.out.tfevents.0.vaecli"
+LOGS = ("metrics.jsonl", f"tensorboard/train/{EVENTS}", f"tensorboard/validation/{EVENTS}")
 
 
 class EventLog:
@@ -74,13 +76,15 @@ class RunLogs:
 
     Args:
         directory: The run's.
-        lengths: Bytes to cut each log back to, when resuming; logs that are not named are emptied.
+        lengths: Bytes to cut each log back to; logs that are not named are emptied.
+
+    Raises:
+        VaecliError: A log is shorter than that.
     """
 
-    def __init__(self, directory: Path, lengths: Mapping[str, int] | None = None) -> None:
+    def __init__(self, directory: Path, lengths: Mapping[str, int]) -> None:
         self._directory = directory
-        if lengths is not None:
-            self._truncate(lengths)
+        self._truncate(lengths)
         self._metrics = (directory / "metrics.jsonl").open("ab")
         self.train = EventLog(directory / "tensorboard" / "train")
         self.validation = EventLog(directory / "tensorboard" / "validation")
@@ -113,6 +117,13 @@ class RunLogs:
         return (self._metrics, self.train.file, self.validation.file)
 
     def _truncate(self, lengths: Mapping[str, int]) -> None:
-        for log in (self._directory / "metrics.jsonl", *self._directory.glob(f"tensorboard/*/{EVENTS}")):
+        logs = [self._directory / name for name in LOGS]
+        for name, log in zip(LOGS, logs, strict=True):
+            if (log.stat().st_size if log.exists() else 0) < lengths.get(name, 0):
+                raise VaecliError(
+                    f"{log}: is shorter than when the checkpoint was written, so that the run cannot go on with the "
+                    "same curves; start a new run from its weights with --init-from"
+                )
+        for name, log in zip(LOGS, logs, strict=True):
             if log.exists():
-                os.truncate(log, lengths.get(str(log.relative_to(self._directory)), 0))
+                os.truncate(log, lengths.get(name, 0))

@@ -5,24 +5,37 @@ over the minibatch, so that the step size does not depend on N.
 """
 
 import math
+import os
 import time
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from vaecli import devices
 from vaecli.checkpoints import Checkpoint, load_checkpoint
-from vaecli.config import Config, ObjectiveConfig, OptimizerConfig
+from vaecli.config import Config, OptimizerConfig
 from vaecli.datasets import Dataset, Images
-from vaecli.errors import DivergedError, InterruptedRunError, UsageError, VaecliError
-from vaecli.objectives import Objective, objective
+from vaecli.divergence import check_finite, explain
+from vaecli.errors import (
+    DivergedError,
+    InterruptedRunError,
+    LimitReachedError,
+    OtherBitsWarning,
+    UsageError,
+    VaecliError,
+)
+from vaecli.objectives import Objective, kl_weight, objective
 from vaecli.observations import Observe, observation
 from vaecli.recording import Recorder, Reporter, ignore
-from vaecli.runs import Run, create_run, record_environment
+from vaecli.runs import Run, create_run, find_run
 from vaecli.sources import fingerprint
 from vaecli.state import TrainingState, new_state
-from vaecli.stopping import Stop, never
+from vaecli.stopping import Limit, Stop, never
 from vaecli.validation import evaluate_bound
 
 STEPS_PER_REPORT = 25
@@ -38,6 +51,7 @@ def train(
     init_from: Run | None = None,
     report: Reporter = ignore,
     stop: Stop = never,
+    limit: Limit | None = None,
 ) -> Run:
     """Train a VAE from the start, in a run directory of its own.
 
@@ -48,17 +62,33 @@ def train(
         init_from: A run whose weights to start from.
         report: Is told of the progress.
         stop: Is asked after every step whether to checkpoint and stop.
+        limit: Of the time or the images after which to do so; None for none.
 
     Returns:
         The finished run.
 
     Raises:
-        UsageError: The device is not there, or the weights are those of another model.
+        UsageError: The device is not there, the weights are those of another model, or this one is too large.
         DataError: The images are not to be had.
         DivergedError: The loss was not finite; the last good checkpoint is kept.
         InterruptedRunError: `stop` said so; `resume` goes on.
+        LimitReachedError: The limit was reached; `resume` goes on.
         VaecliError: The run directory cannot be written.
     """
+    state, dataset = _start(config, data_dir, init_from)
+    run = create_run(
+        config,
+        Path(runs_dir),
+        device=devices.describe(state.vae.device),
+        threads=torch.get_num_threads(),
+        data_sha256=fingerprint(config.data.name),
+        initialised_from=None if init_from is None else str(init_from.checkpoint_path),
+    )
+    return _fit(run, state, dataset, {}, report, stop, limit or Limit())
+
+
+def _start(config: Config, data_dir: str | Path | None, init_from: Run | None) -> tuple[TrainingState, Dataset]:
+    """The state before the first step, and the images."""
     device = devices.resolve_device(config.device)
     devices.flush_subnormals()
     dataset = _dataset(config, data_dir)
@@ -67,16 +97,7 @@ def train(
         if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
             raise UsageError(f"{init_from.name}: has the weights of another model; the `model` sections must agree")
         state.load_weights(init_from.checkpoint)
-    run = create_run(config, Path(runs_dir))
-    started_from = None if init_from is None else str(init_from.checkpoint_path)
-    record_environment(
-        run,
-        device=devices.describe(device),
-        threads=torch.get_num_threads(),
-        data_sha256=fingerprint(config.data.name),
-        initialised_from=started_from,
-    )
-    return _fit(run, state, dataset, None, report, stop)
+    return state, dataset
 
 
 def resume(
@@ -86,8 +107,12 @@ def resume(
     data_dir: str | Path | None = None,
     report: Reporter = ignore,
     stop: Stop = never,
+    limit: Limit | None = None,
 ) -> Run:
     """Go on with a run from its last checkpoint: where it was cut, or beyond its end with more epochs.
+
+    A run that was cut before its first checkpoint starts again, in its own directory. Where the machine is not what it
+    was, an OtherBitsWarning says so.
 
     Args:
         run: From `find_run` or `load_run`.
@@ -95,6 +120,7 @@ def resume(
         data_dir: As for `train`.
         report: As for `train`.
         stop: As for `train`.
+        limit: As for `train`.
 
     Raises:
         UsageError: The changes asked for would not continue the same run.
@@ -102,23 +128,43 @@ def resume(
     """
     if run.file is not None and run.file.resolve() != run.last.resolve():
         raise UsageError(f"{run.file}: a run goes on from its last checkpoint; --init-from starts anew from this one")
-    if not run.last.is_file():
+    checkpoint = load_checkpoint(run.last) if run.last.is_file() else None
+    if checkpoint is None and (not (run.path / "config.yaml").is_file() or run.metrics):
         raise VaecliError(f"{run.path}: has no checkpoint to go on from")
-    checkpoint = load_checkpoint(run.last)
-    config = config or checkpoint.config
+    config = config or run.config
     _check_resumable(run, checkpoint, config)
-    device = devices.resolve_device(config.device)
-    devices.flush_subnormals()
-    torch.set_num_threads(checkpoint.threads)
-    dataset = _dataset(config, data_dir)
-    state = new_state(config, dataset.train, device)
-    state.restore(checkpoint)
+    if checkpoint is None:
+        source = run.environment.get("initialised_from")
+        state, dataset = _start(config, data_dir, find_run(source, run.path) if source else None)
+    else:
+        torch.set_num_threads(checkpoint.threads)
+        state, dataset = _start(config, data_dir, None)
+        state.restore(checkpoint)
+        _warn_of_other_bits(run, checkpoint, state)
     run.write_config(config)
-    return _fit(run, state, dataset, checkpoint, report, stop)
+    return _fit(run, state, dataset, checkpoint.logs if checkpoint else {}, report, stop, limit or Limit())
 
 
-def _check_resumable(run: Run, checkpoint: Checkpoint, config: Config) -> None:
-    old, epochs = checkpoint.config, config.training.epochs
+def _warn_of_other_bits(run: Run, checkpoint: Checkpoint, state: TrainingState) -> None:
+    """Say what is not as it was: sums are taken in another order by other hardware and other versions."""
+    now, cores = devices.conditions(state.vae.device), os.cpu_count() or 1
+    changes = [
+        f"{name} {checkpoint.conditions.get(name, 'unknown')} before, {value} now"
+        for name, value in now.items()
+        if checkpoint.conditions.get(name) != value
+    ]
+    if checkpoint.threads > cores:
+        changes.append(f"{checkpoint.threads} threads, on {cores} cores now")
+    if changes:
+        warnings.warn(
+            f"{run.name}: may not end in the same bits as an uncut run: {'; '.join(changes)}",
+            OtherBitsWarning,
+            stacklevel=3,
+        )
+
+
+def _check_resumable(run: Run, checkpoint: Checkpoint | None, config: Config) -> None:
+    old, epochs = checkpoint.config if checkpoint else run.config, config.training.epochs
     kept = _with_training(config, epochs=old.training.epochs, patience=old.training.patience)
     if kept.model_copy(update={"device": old.device}) != old:
         raise UsageError(f"{run.name}: a run is resumed with its own config; only {', '.join(RESUMABLE)} may change")
@@ -128,7 +174,7 @@ def _check_resumable(run: Run, checkpoint: Checkpoint, config: Config) -> None:
             f"be extended to {epochs}; start a new run from its weights: "
             f"vae train --config {run.path}/config.yaml --init-from {run.name} training.epochs={epochs}"
         )
-    if epochs < checkpoint.progress.epoch:
+    if checkpoint and epochs < checkpoint.progress.epoch:
         raise UsageError(f"{run.name}: has {checkpoint.progress.epoch} epochs already; training.epochs={epochs}")
 
 
@@ -142,75 +188,118 @@ def _dataset(config: Config, data_dir: str | Path | None) -> Dataset:
 
 
 def _fit(
-    run: Run, state: TrainingState, dataset: Dataset, checkpoint: Checkpoint | None, report: Reporter, stop: Stop
+    run: Run,
+    state: TrainingState,
+    dataset: Dataset,
+    lengths: Mapping[str, int],
+    report: Reporter,
+    stop: Stop,
+    limit: Limit,
 ) -> Run:
-    """Train to the end, keeping the status true whatever happens."""
-    with Recorder(run, state, None if checkpoint is None else checkpoint.logs, report) as record:
+    """Train to the end, keeping the status true whatever happens; `lengths` are those of the logs to go on from."""
+    observe = observation(state.config.model.likelihood.support, state.config.data)
+    with Recorder(run, state, lengths, report) as record:
         try:
-            converged = _maximise_bound(state, dataset.validation, record, stop)
+            record.start(dataset.validation if len(dataset.validation) else dataset.train, observe)
+            converged = _maximise_bound(
+                state, dataset.validation, observe, record, _Supervisor(state, record, stop, limit)
+            )
             record.finish("converged" if converged else "completed", dataset.test)
         except InterruptedRunError as error:
             record.save()
             record.status("interrupted", str(error))
             raise
         except DivergedError as error:
-            record.status("diverged", str(error))
-            raise
+            repeat = partial(_repeat, state, observe)
+            explained = DivergedError(
+                explain(state, load_checkpoint(run.last), observe, error.step, repeat), error.step
+            )
+            record.status("diverged", str(explained))
+            raise explained from None
         except Exception as error:
             record.status("failed", f"{type(error).__name__}: {error}")
             raise
     return run
 
 
-def _maximise_bound(state: TrainingState, held_out: Images, record: Recorder, stop: Stop) -> bool:
+def _maximise_bound(
+    state: TrainingState, held_out: Images, observe: Observe, record: Recorder, supervise: "_Supervisor"
+) -> bool:
     """Repeat epochs to the last one, or until the bound on held-out images has stopped rising; say which."""
     config, progress, patience = state.config, state.progress, state.config.training.patience
-    observe = observation(config.model.likelihood.support, config.data)
     maximise = objective(config.objective)
     held_out = replace(held_out, pixels=held_out.pixels.to(state.vae.device))
-    record.start(held_out, observe)
     while progress.epoch < config.training.epochs:
         if patience is not None and len(held_out) and progress.epoch - progress.best_epoch >= patience:
             return True
-        _run_epoch(state, observe, maximise, record, stop)
+        supervise.start_clock()
+        _run_epoch(state, observe, maximise, supervise)
         record.end_epoch(evaluate_bound(state.vae, held_out.pixels, observe, config.seed) if len(held_out) else None)
     return False
 
 
-def _run_epoch(state: TrainingState, observe: Observe, maximise: Objective, record: Recorder, stop: Stop) -> None:
+def _run_epoch(state: TrainingState, observe: Observe, maximise: Objective, after_step: Callable[[], None]) -> None:
     """One pass over the images in random minibatches, from wherever in it the state stands (paper, algorithm 1)."""
     vae, optimizer, progress, config = state.vae, state.optimizer, state.progress, state.config
-    pixels, noise = state.images.pixels, state.generators
-    if state.permutation is None:
-        state.permutation = torch.randperm(len(pixels), generator=noise["permutation"])
-    minibatches = state.permutation.to(pixels.device).split(config.training.batch_size)
-    clock = time.perf_counter()
-    for rows in minibatches[progress.position :]:
+    pixels, noise, steps = state.images.pixels, state.generators, state.steps_per_epoch
+    for rows in state.minibatches():
         batch = observe(pixels[rows], noise["pixels"])
-        bound, elbo = maximise(
-            vae, batch, noise["epsilon"], kl_weight(config.objective, progress.step, len(minibatches))
-        )
+        bound, elbo = maximise(vae, batch, noise["epsilon"], kl_weight(config.objective, progress.step, steps))
         loss = -bound.mean()
         optimizer.zero_grad()
         loss.backward()
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, progress.step, config.training.epochs * len(minibatches))
+            group["lr"] = learning_rate(config.optimizer, progress.step, config.training.epochs * steps)
         optimizer.step()
         state.trace[progress.position] = torch.stack((loss, elbo.log_likelihood.mean(), elbo.kl.mean())).detach()
         progress.position += 1
         progress.step += 1
         progress.images += len(rows)
-        stopping = stop()
-        if stopping or progress.position % STEPS_PER_REPORT == 0 or progress.position == len(minibatches):
-            _check_finite(state)
-            progress.seconds += time.perf_counter() - clock
-            record.step()
-            clock = time.perf_counter()
-        if stopping:
-            raise InterruptedRunError(f"stopped at step {progress.step}, in epoch {progress.epoch + 1}")
+        after_step()
     state.permutation = None
     progress.epoch += 1
     progress.position = 0
+
+
+class _Supervisor:
+    """Called after every step: now and then looks at the figures and reports them, and stops when asked to."""
+
+    def __init__(self, state: TrainingState, record: Recorder, stop: Stop, limit: Limit) -> None:
+        self._state, self._record, self._stop, self._limit = state, record, stop, limit
+        self._images_before = state.progress.images
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Begin to count the seconds of training."""
+        self._clock = time.perf_counter()
+
+    def __call__(self) -> None:
+        progress = self._state.progress
+        stopped, limit = self._stop(), self._limit.reached(progress.images - self._images_before)
+        at_end = progress.position == self._state.steps_per_epoch
+        if stopped or limit or at_end or progress.position % STEPS_PER_REPORT == 0:
+            check_finite(self._state)
+            progress.seconds += time.perf_counter() - self._clock
+            self._record.step()
+            self.start_clock()
+        where = f"at step {progress.step}, in epoch {progress.epoch + 1}"
+        if stopped:
+            raise InterruptedRunError(f"stopped {where}")
+        if limit:
+            raise LimitReachedError(f"stopped after {limit}, {where}")
+
+
+def _repeat(state: TrainingState, observe: Observe, step: int) -> None:
+    """Train up to a step, and do nothing else."""
+
+    def after_step() -> None:
+        if state.progress.step >= step:
+            raise InterruptedRunError
+
+    maximise = objective(state.config.objective)
+    while state.progress.step < step:
+        with suppress(InterruptedRunError):
+            _run_epoch(state, observe, maximise, after_step)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -218,29 +307,3 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     remaining = 1 - step / steps
     factor = {"constant": 1.0, "linear": remaining, "cosine": 0.5 * (1 - math.cos(math.pi * remaining))}
     return config.learning_rate * factor[config.schedule]
-
-
-def kl_weight(config: ObjectiveConfig, step: int, steps_per_epoch: int) -> float:
-    """The weight of the KL term at a step: kl_weight, after rising from 0 over the epochs of kl_warmup."""
-    warmup = config.kl_warmup * steps_per_epoch
-    return config.kl_weight * (min(1.0, step / warmup) if warmup else 1.0)
-
-
-def _check_finite(state: TrainingState) -> None:
-    """Raise DivergedError, naming the step and the term, where a loss or a parameter is not finite."""
-    trace = state.trace[: state.progress.position]
-    step = state.progress.step
-    if not trace.isfinite().all():
-        row = int((~trace.isfinite()).any(1).int().argmax())
-        step -= len(trace) - 1 - row
-        terms = zip(("log-likelihood", "KL term", "loss"), trace[row, [1, 2, 0]].tolist(), strict=True)
-        what = " and ".join(f"the {name} is {value}" for name, value in terms if not math.isfinite(value))
-    elif not all(parameter.isfinite().all() for parameter in state.vae.parameters()):
-        what = "a parameter is not finite any more"
-    else:
-        return
-    raise DivergedError(
-        f"training diverged: at step {step} (epoch {state.progress.epoch + 1}) {what}; "
-        f"the last good checkpoint is kept. A smaller optimizer.learning_rate usually helps"
-        + ("" if state.config.model.min_log_sigma is not None else ", and so does a floor, model.min_log_sigma=-7")
-    )

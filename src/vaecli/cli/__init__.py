@@ -4,9 +4,11 @@ import importlib
 import os
 import signal
 import sys
+import warnings
+from typing import Any
 
-from vaecli.cli.app import app
-from vaecli.errors import ConfigError, VaecliError
+from vaecli.cli.app import app, note
+from vaecli.errors import ConfigError, OtherBitsWarning, VaecliError
 
 
 def main() -> None:
@@ -20,6 +22,15 @@ def main() -> None:
         "configs",
     ):  # each registers its commands, in the order of the help
         importlib.import_module(f"vaecli.cli.{module}")
+    show = warnings.showwarning
+
+    def show_as_note(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        if issubclass(category, OtherBitsWarning):
+            note(str(message))
+        else:
+            show(message, category, *where)
+
+    warnings.showwarning = show_as_note  # type: ignore[assignment]
     signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))  # noqa: ARG005
     try:
         app(prog_name="vae")

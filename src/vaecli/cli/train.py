@@ -1,6 +1,7 @@
 """`vae train`: a new run, or the rest of one."""
 
 import os
+import shlex
 import signal
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -15,6 +16,7 @@ from vaecli.errors import InterruptedRunError, UsageError
 if TYPE_CHECKING:
     from vaecli.config import Config
     from vaecli.runs import Run
+    from vaecli.stopping import Limit
 
 
 @app.command(
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
         "vae train --config bernoulli.yaml",
         "vae train --config gaussian model.latent_dim=10 objective.L=5 --seed 1",
         "vae train --resume 20261122-1431",
+        "vae train --config bernoulli --max-time 2h  # exit code 6; vae train --resume goes on, to the same bits",
     )
 )
 def train(
@@ -38,6 +41,12 @@ def train(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="The same as seed=N.")] = None,
+    max_time: Annotated[
+        str | None, typer.Option("--max-time", metavar="TIME", help="Checkpoint and stop after 90s, 45m, 2h, 1h30m.")
+    ] = None,
+    max_images: Annotated[
+        int | None, typer.Option("--max-images", min=1, help="Checkpoint and stop after so many more images.")
+    ] = None,
     runs_dir: RunsDir = RUNS,
     data_dir: DataDir = None,
     quiet: Quiet = False,
@@ -46,7 +55,9 @@ def train(
     """Train a VAE; the last line printed is its run directory."""
     from vaecli.configfile import load_config, override
     from vaecli.runs import find_run
+    from vaecli.stopping import Limit, duration
 
+    limit = Limit(None if max_time is None else duration(max_time), max_images)
     overrides = list(settings or [])
     overrides += [f"device={device}"] if device is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
@@ -64,7 +75,7 @@ def train(
     if not quiet and not as_json:
         for caveat in caveats([chosen], overrides):
             note(caveat)
-    _run(chosen, old, source, runs_dir, data_dir, quiet=quiet or as_json, as_json=as_json)
+    _run(chosen, old, source, runs_dir, data_dir, limit, quiet=quiet or as_json, as_json=as_json)
 
 
 def _run(
@@ -73,6 +84,7 @@ def _run(
     source: "Run | None",
     runs_dir: Path,
     data_dir: Path | None,
+    limit: "Limit",
     *,
     quiet: bool,
     as_json: bool,
@@ -84,20 +96,31 @@ def _run(
         try:
             if old is None:
                 run = training.train(
-                    config, runs_dir=runs_dir, data_dir=data_dir, init_from=source, report=watcher, stop=stop
+                    config,
+                    runs_dir=runs_dir,
+                    data_dir=data_dir,
+                    init_from=source,
+                    report=watcher,
+                    stop=stop,
+                    limit=limit,
                 )
             else:
-                run = training.resume(old, config, data_dir=data_dir, report=watcher, stop=stop)
+                run = training.resume(old, config, data_dir=data_dir, report=watcher, stop=stop, limit=limit)
         except InterruptedRunError as error:
             where = watcher.run or old
-            hint = "" if where is None else f"; go on with: vae train --resume {where.path}"
-            raise InterruptedRunError(f"{error}{hint}") from error
+            hint = "" if where is None else f"; go on with: {_command('vae', 'train', '--resume', where.path)}"
+            raise type(error)(f"{error}{hint}") from error
     if as_json:
         result({"run": str(run.path), **run.status})
         return
     if not quiet:
         _summary(run)
     result(str(run.path))
+
+
+def _command(*words: object) -> str:
+    """A command line that can be copied, whatever is in its paths."""
+    return shlex.join(map(str, words))
 
 
 class StopOnSignal:
@@ -133,4 +156,4 @@ def _summary(run: "Run") -> None:
         caveat = f" ({status['caveat']})" if status.get("caveat") else ""
         note(f"{status['state']}: best validation {figures(status['best'])}, epoch {status['best']['epoch']}{caveat}")
     note(f"samples: {run.path / 'samples' / 'prior.png'}")
-    note(f"curves:  tensorboard --logdir {run.path.parent.parent}")
+    note(f"curves:  {_command('tensorboard', '--logdir', run.path.parent.parent)}")
