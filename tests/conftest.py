@@ -19,6 +19,17 @@ from vaecli.vae import VAE
 torch.set_num_threads(1)  # the tensors here are too small to share out
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make stress` asks for every point at which something can fail; `make test` for some of them."""
+    parser.addoption("--stress", action="store_true", help="fail at every operation, not at some")
+
+
+@pytest.fixture
+def stress(request: pytest.FixtureRequest) -> bool:
+    """Whether to try every point at which something can fail."""
+    return bool(request.config.getoption("--stress"))
+
+
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     """What a test itself draws from torch is the same every time."""

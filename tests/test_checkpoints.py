@@ -103,7 +103,5 @@ def test_weights_that_do_not_fit(run, tmp_path):
     content = torch.load(run.last, weights_only=True)
     content["image_shape"] = (7, 5)
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(
-        VaecliError, match=r"weight has shape \(8, 30\); its config asks for \(8, 35\)"
-    ):
+    with pytest.raises(VaecliError, match=r"weight has shape \(8, 30\); its config asks for \(8, 35\)"):
         _ = load_run(tmp_path / "x.pt").vae

@@ -50,6 +50,8 @@ class Progress:
     """Steps completed in all."""
     images: int = 0
     """Images seen in all."""
+    learning_rate: float = 0.0
+    """The step size of the last step."""
     seconds: float = 0.0
     """Time spent on training steps."""
     best_elbo: float = -math.inf
@@ -65,7 +67,8 @@ class Checkpoint:
     image_shape: tuple[int, int]
     """Height and width."""
     model: dict[str, Tensor]
-    optimizer: dict[str, Any]
+    optimizer: dict[int, dict[str, Tensor]]
+    """What the optimiser keeps of each parameter, by its number; its settings are the config's."""
     progress: Progress
     generators: dict[str, Tensor]
     """The state of each random-number stream of training."""
@@ -201,7 +204,7 @@ def _check_tensors(what: str, tensors: object, expected: Mapping[str, torch.Size
 def _check_progress(progress: Progress, trace: Tensor, permutation: object, config: Config) -> None:
     counts = (progress.epoch, progress.position, progress.step, progress.images, progress.best_epoch)
     if not all(_is_count(count) for count in counts) or not all(
-        isinstance(value, float) for value in (progress.seconds, progress.best_elbo)
+        isinstance(value, float) for value in (progress.learning_rate, progress.seconds, progress.best_elbo)
     ):
         raise ValueError("progress has counts that are none")
     if trace.ndim != 2 or trace.shape[1] != 3 or progress.position > len(trace):
@@ -221,14 +224,11 @@ def _check_progress(progress: Progress, trace: Tensor, permutation: object, conf
 
 def _check_optimizer(optimizer: object, shapes: list[torch.Size]) -> None:
     """Of each parameter either nothing, or tensors of its shape and a counter."""
-    if not isinstance(optimizer, dict) or optimizer.keys() != {"state", "param_groups"}:
-        raise KeyError("optimizer does not have the parts state, param_groups")
-    state = optimizer["state"]
-    if not isinstance(state, dict) or not state.keys() <= set(range(len(shapes))):
-        raise KeyError("optimizer: state is not that of the model's parameters")
-    for i, moments in state.items():
+    if not isinstance(optimizer, dict) or not optimizer.keys() <= set(range(len(shapes))):
+        raise KeyError("optimizer is not that of the model's parameters")
+    for i, moments in optimizer.items():
         if not isinstance(moments, dict):
-            raise TypeError("optimizer: state is malformed")
+            raise TypeError("optimizer is malformed")
         wanted = {name: torch.Size(()) if name == "step" else shapes[i] for name in moments}
         _check_tensors("optimizer", moments, wanted, torch.float32)
 

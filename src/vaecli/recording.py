@@ -94,6 +94,7 @@ class Recorder:
             except OSError as error:
                 raise _unwritable(error) from error
             stack.pop_all()
+        self._is_new = not lengths
         self._best: Checkpoint | None = None
         self._figures: dict[str, object] = _figures(run.metrics)
         self._saved_at = self._noted_at = self._began_at = time.monotonic()
@@ -105,8 +106,11 @@ class Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._logs.close()
-        self._lock.close()
+        try:
+            with self._lock:
+                self._logs.close()
+        except OSError as unflushed:
+            error = error or unflushed
         if isinstance(error, OSError):
             raise _unwritable(error) from error
 
@@ -120,7 +124,7 @@ class Recorder:
         shown = images.first(RECONSTRUCTIONS)
         self._shown, self._observe = replace(shown, pixels=shown.pixels.to(self._state.vae.device)), observe
         self.status("running")
-        if self._state.progress.step == 0:
+        if self._is_new:
             self._logs.validation.text("config", f"```yaml\n{dump_config(self._config)}```")
             self._logs.validation.hparams(hparams(self._config), {"elbo": 0.0, "log_likelihood": 0.0, "kl": 0.0})
             self._logs.train.file.flush()
@@ -150,9 +154,8 @@ class Recorder:
         }
         self._logs.row(row)
         curves = {tag: float(row[tag]) for tag in ("elbo", "log_likelihood", "kl")}  # type: ignore[arg-type]
-        rate = float(self._state.optimizer.param_groups[0]["lr"])
         self._logs.train.scalars(curves, progress.images, self._config.caveat)
-        self._logs.train.scalars({"optimizer/learning_rate": rate}, progress.images)
+        self._logs.train.scalars({"optimizer/learning_rate": progress.learning_rate}, progress.images)
         self._figures |= {
             "epoch": progress.epoch,
             "images": progress.images,

@@ -55,7 +55,7 @@ class TrainingState:
             config=self.config,
             image_shape=(self.images.height, self.images.width),
             model={name: value.detach().cpu().clone() for name, value in self.vae.state_dict().items()},
-            optimizer=_on_cpu(self.optimizer.state_dict()),
+            optimizer=_on_cpu(self.optimizer.state_dict()["state"]),
             progress=replace(self.progress),
             generators={name: stream.get_state() for name, stream in self.generators.items()},
             permutation=None if self.permutation is None else self.permutation.clone(),
@@ -77,8 +77,7 @@ class TrainingState:
             )
         self.load_weights(checkpoint)
         try:
-            fresh = self.optimizer.state_dict()  # its settings are the config's to decide
-            self.optimizer.load_state_dict(fresh | {"state": checkpoint.optimizer["state"]})
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": checkpoint.optimizer})
             self._check_moments(checkpoint)
             for name, stream in self.generators.items():
                 stream.set_state(checkpoint.generators[name])

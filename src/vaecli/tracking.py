@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from io import BufferedWriter
 from pathlib import Path
 
@@ -85,9 +86,13 @@ class RunLogs:
     def __init__(self, directory: Path, lengths: Mapping[str, int]) -> None:
         self._directory = directory
         self._truncate(lengths)
-        self._metrics = (directory / "metrics.jsonl").open("ab")
-        self.train = EventLog(directory / "tensorboard" / "train")
-        self.validation = EventLog(directory / "tensorboard" / "validation")
+        with ExitStack() as opened:
+            self._metrics = opened.enter_context((directory / "metrics.jsonl").open("ab"))
+            self.train = EventLog(directory / "tensorboard" / "train")
+            opened.callback(self.train.file.close)
+            self.validation = EventLog(directory / "tensorboard" / "validation")
+            opened.callback(self.validation.file.close)
+            self._opened = opened.pop_all()
 
     def row(self, values: Mapping[str, object]) -> None:
         """Append one line to metrics.jsonl."""
@@ -108,9 +113,8 @@ class RunLogs:
         return found
 
     def close(self) -> None:
-        """Flush and close."""
-        for file in self._files:
-            file.close()
+        """Flush and close all, even if one cannot be flushed."""
+        self._opened.close()
 
     @property
     def _files(self) -> tuple[BufferedWriter, ...]:

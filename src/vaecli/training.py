@@ -248,8 +248,9 @@ def _run_epoch(state: TrainingState, observe: Observe, maximise: Objective, afte
         loss = -bound.mean()
         optimizer.zero_grad()
         loss.backward()
+        progress.learning_rate = learning_rate(config.optimizer, progress.step, config.training.epochs * steps)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, progress.step, config.training.epochs * steps)
+            group["lr"] = progress.learning_rate
         optimizer.step()
         state.trace[progress.position] = torch.stack((loss, elbo.log_likelihood.mean(), elbo.kl.mean())).detach()
         progress.position += 1
