@@ -4,7 +4,7 @@ CONFIG ?= bernoulli.yaml
 READY  := .venv/.ready
 VAE    := .venv/bin/vae
 
-.PHONY: train test lint format tensorboard clean help
+.PHONY: train test stress fuzz lint format tensorboard clean help
 .DEFAULT_GOAL := help
 
 train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw samples from it
@@ -12,6 +12,12 @@ train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw sample
 
 test: lint  ## lint, then run the tests
 	.venv/bin/python -m pytest
+
+stress: $(READY)  ## fail at every write of a run, and kill it at random; each time it must end in the same bits
+	.venv/bin/python -m pytest --no-cov --stress tests/test_reliability.py
+
+fuzz: $(READY)  ## 10,000 damaged inputs of each kind
+	.venv/bin/python -m pytest --no-cov --hypothesis-profile=fuzz tests/test_fuzz.py
 
 lint: $(READY)  ## check format, style and types
 	.venv/bin/ruff format --check .

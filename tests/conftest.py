@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 from torch.distributions import MultivariateNormal
 
@@ -16,6 +17,9 @@ from vaecli.factorised import DiagonalNormal
 from vaecli.observations import Batch
 from vaecli.vae import VAE
 
+settings.register_profile("test", max_examples=100, derandomize=True, deadline=None)
+settings.register_profile("fuzz", max_examples=10_000, deadline=None)
+settings.load_profile("test")
 torch.set_num_threads(1)  # the tensors here are too small to share out
 
 

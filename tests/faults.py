@@ -1,4 +1,4 @@
-"""A disk that fails at a chosen operation: by killing the process that uses it, or by being full."""
+"""A disk that fails at a chosen operation: by killing the process that uses it, or by taking no more."""
 
 import errno
 import io
@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import pytest
 
-Fault = Literal["before", "after", "full"]
-FAULTS: tuple[Fault, ...] = ("before", "after", "full")
-"""Killed before the operation, killed after it (in the middle of a write), or no space left from it on."""
+Fault = Literal["before", "after", "full", "read-only"]
+FAULTS: tuple[Fault, ...] = ("before", "after", "full", "read-only")
+"""Killed before the operation, killed after it (in the middle of a write), no space left from it on, or read-only."""
 COUNTED = ("fsync", "replace", "rename", "mkdir", "truncate", "unlink", "chmod")
 NEEDING_SPACE = {"open", "write", "mkdir", "fsync", "rename", "replace"}
 
@@ -72,9 +72,10 @@ class FaultyDisk:
             raise Killed
         self.operations.append(name)
         here, n = self.at, len(self.operations)
-        if self.fault == "full":
-            if here and n >= here and name in NEEDING_SPACE:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if self.fault in {"full", "read-only"}:
+            if here and n >= here and (name in NEEDING_SPACE or self.fault == "read-only"):
+                number = errno.ENOSPC if self.fault == "full" else errno.EROFS
+                raise OSError(number, os.strerror(number))
             return operation()
         if n == here:
             if self.fault == "after":
@@ -93,7 +94,11 @@ class FaultyFile(io.FileIO):
         if isinstance(file, int):
             super().__init__(file, mode)
         else:
-            disk._do("open", lambda: super(FaultyFile, self).__init__(file, mode))
+            try:
+                disk._do("open", lambda: super(FaultyFile, self).__init__(file, mode))
+            except Killed:
+                self.close()
+                raise
 
     def write(self, content: Any) -> int:
         if self._disk.dead:

@@ -2,9 +2,11 @@ import json
 import os
 import pty
 import re
+import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ import yaml
 from PIL import Image
 
 from vaecli import cli
+from vaecli.checkpoints import load_checkpoint, save_checkpoint
 from vaecli.files import lock
 from vaecli.runs import LOCK, list_runs, load_run
 
@@ -342,6 +345,29 @@ def test_a_signal_stops_a_run_that_can_be_resumed(config, tmp_path, number):
     assert f"go on with: vae train --resume runs/small/{run.name}" in err
     assert run.status["state"] == "interrupted"
     assert torch.load(run.last, weights_only=True)["progress"]["step"] > 0
+
+
+def test_a_run_that_comes_to_its_limit_is_resumable(vae, config):
+    code, out, err = vae("train", "--config", config, "--max-images", "50")
+    assert (code, out) == (6, "")
+    words = shlex.split(err.strip().rpartition("go on with: vae ")[2])
+    assert vae("train", "--config", config, "--max-time", "0.000001s")[0] == 6
+    code, out, _ = vae(*words)
+    assert code == 0
+    assert load_run(out.strip()).status["epoch"] == 2
+    code, _, err = vae("train", "--config", config, "--max-time", "soon")
+    assert (code, err) == (2, "vae: 'soon': is no duration; write 90s, 45m, 2h, 1h30m or 2d\n")
+
+
+@pytest.mark.filterwarnings("default::vaecli.errors.OtherBitsWarning")
+def test_other_conditions_are_a_note(vae, config):
+    vae("train", "--config", config, "--max-images", "50")
+    (run,) = list_runs(Path("runs"))
+    there = load_checkpoint(run.last)
+    save_checkpoint(run.last, replace(there, conditions=there.conditions | {"torch": "2.0"}))
+    code, _, err = vae("train", "--resume", run.name)
+    assert code == 0
+    assert f"vae: {run.name}: may not end in the same bits as an uncut run: torch 2.0 before" in err
 
 
 def on_a_terminal(tmp_path: Path, *arguments: object) -> tuple[int, str]:

@@ -3,6 +3,7 @@ import gzip
 import importlib
 import lzma
 import struct
+import zipfile
 
 import numpy as np
 import pytest
@@ -120,6 +121,24 @@ def test_arrays_that_are_no_images(tmp_path, name, arrays, what):
     np.savez(path, **arrays) if isinstance(arrays, dict) else np.save(path, arrays, allow_pickle=True)
     with pytest.raises(DataError, match=what):
         load_array(str(path))
+
+
+def header(shape: str) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path):
+    for shape in ("(1000000, 1000, 1000)", "(9, 4, 4)", "(7, 4, 4)"):
+        content = header(shape) + bytes(8 * 4 * 4)
+        (tmp_path / "a.npy").write_bytes(content)
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("images.npy", content)
+        with pytest.raises(DataError, match="images is not as large as its header says"):
+            load_array(str(tmp_path / "a.npz"))
+    (tmp_path / "a.npy").write_bytes(header("(1000000, 1000, 1000)") + bytes(128))
+    with pytest.raises(DataError, match=r"not a readable .npy file"):
+        load_array(str(tmp_path / "a.npy"))
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])

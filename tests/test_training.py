@@ -22,7 +22,6 @@ from vaecli.errors import (
     VaecliError,
 )  # fmt: skip
 from vaecli.files import lock
-from vaecli.likelihoods import LIKELIHOODS
 from vaecli.objectives import kl_weight, log_evidence, objective
 from vaecli.observations import Batch, observation
 from vaecli.randomness import generator
@@ -52,33 +51,6 @@ def untimed(run) -> list[dict]:
 def only_run(directory: Path):
     (path,) = directory.glob("*/*/")
     return load_run(path)
-
-
-@pytest.mark.parametrize("decoder", LIKELIHOODS)
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {},
-        {"objective": {"estimator": "A", "L": 3}, "optimizer": {"name": "adagrad"}},
-        {"objective": {"name": "iwae", "L": 2, "kl_warmup": 2}, "model": {"hidden_dim": [6, 5], "activation": "tanh"}},
-    ],
-    ids=["B-adam", "A-adagrad", "iwae"],
-)
-def test_a_run_is_cut_mid_epoch_and_resumed_to_the_same_bits(small, tmp_path, decoder, settings):
-    model = {"decoder": decoder} | settings.get("model", {})
-    config = small(**settings | {"model": model})
-    whole = train(config, runs_dir=tmp_path / "whole")
-    with pytest.raises(InterruptedRunError, match="stopped at step 8, in epoch 2"):
-        train(config, runs_dir=tmp_path / "cut", stop=stop_after(8))
-    cut = only_run(tmp_path / "cut")
-    assert cut.status["state"] == "interrupted"
-    resume(cut)
-    one, two = load_checkpoint(whole.last), load_checkpoint(cut.last)
-    assert same(one.model, two.model)
-    assert same(one.generators, two.generators)
-    assert str(one.optimizer) == str(two.optimizer)
-    assert untimed(whole) == untimed(cut)
-    assert same(load_checkpoint(whole.best).model, load_checkpoint(cut.best).model)
 
 
 def test_a_seed_decides_every_bit_and_another_seed_changes_them(small, tmp_path):
@@ -356,6 +328,23 @@ def test_logs_that_were_shortened_by_hand_are_not_gone_on_with(small, tmp_path):
     assert load_checkpoint(run.last).progress.step == 7
 
 
+def test_a_model_larger_than_any_memory_is_refused_before_it_is_built(small, tmp_path):
+    """100 layers of 65536: 2·99·65536² parameters and some, at 16 bytes each."""
+    with pytest.raises(UsageError, match=r"8[45]\d,\d{3},\d{3},\d{3} parameters take 12,\d{3} GiB to train"):
+        train(small(model={"hidden_dim": [65536] * 100}), runs_dir=tmp_path)
+    assert not list(tmp_path.glob("small"))
+
+
+def test_out_of_memory_says_what_to_make_smaller(small, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    monkeypatch.setattr(vaecli.training, "_run_epoch", fail)
+    with pytest.raises(VaecliError, match=r"out of memory; make training.batch_size"):
+        train(small(), runs_dir=tmp_path)
+    assert "out of memory" in only_run(tmp_path).status["reason"]
+
+
 def test_an_unexpected_failure_is_written_down(small, tmp_path):
     def fail(report):
         raise RuntimeError("out of luck")
@@ -396,13 +385,3 @@ def test_weight_decay_is_the_map_gradient_on_the_mean_loss(small, tmp_path):
 
 def _train_images(config):
     return vaecli.training._dataset(config, None).train
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-def test_a_run_on_cuda_is_resumed_to_the_same_bits(small, tmp_path):
-    config = small(device="cuda")
-    whole = train(config, runs_dir=tmp_path / "whole")
-    with pytest.raises(InterruptedRunError):
-        train(config, runs_dir=tmp_path / "cut", stop=stop_after(8))
-    cut = resume(only_run(tmp_path / "cut"))
-    assert same(weights(whole), weights(cut))

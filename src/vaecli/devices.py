@@ -1,5 +1,6 @@
 """The device a config names, and how the processor is set up for training."""
 
+import os
 import platform
 import re
 from pathlib import Path
@@ -49,6 +50,16 @@ def conditions(device: torch.device) -> dict[str, str]:
         "device": describe(device),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
     }
+
+
+def memory(device: torch.device) -> int | None:
+    """The bytes of memory that a device has in all; None where they are not known."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def describe(device: torch.device) -> str:

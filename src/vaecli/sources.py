@@ -3,9 +3,8 @@
 import hashlib
 import importlib
 import lzma
+import math
 import os
-import zipfile
-import zlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -21,6 +20,8 @@ Part = Literal["train", "test"]
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
+MAX_RATIO = 1100
+"""What deflate packs cannot become larger than this many times."""
 _MNIST = Path(__file__).parent / "data" / "mnist"
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -109,27 +110,52 @@ def load_array(name: str) -> Source:
     """A .npy or .npz file of uint8 images (N, H, W); of an .npz, `images` and, if there, `labels`. Raises DataError."""
     path = Path(name)
     try:
-        if path.suffix == ".npy":
-            array = np.load(path, mmap_mode="r", allow_pickle=False)
-            if not isinstance(array, np.ndarray):
-                raise DataError(f"{name}: is an archive of arrays; name it .npz")
-            return Source(_checked(array, name))
-        with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if isinstance(archive, np.ndarray):
-                raise DataError(f"{name}: is a single array; name it .npy")
-            key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
-            if key is None:
-                raise DataError(f"{name}: holds {', '.join(archive.files) or 'nothing'}; name the array `images`")
-            pixels = _checked(archive[key], name)
-            labels = archive["labels"] if "labels" in archive.files else None
+        return _read_npy(path) if path.suffix == ".npy" else _read_npz(path)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
-    except (OSError, ValueError, EOFError, KeyError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # numpy and zipfile have no common word for a damaged file
         raise DataError(f"{name}: not a readable {path.suffix} file ({_first_line(error)})") from error
+
+
+def _read_npy(path: Path) -> Source:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: is an archive of arrays; name it .npz")
+    return Source(_checked(array, str(path)))
+
+
+def _read_npz(path: Path) -> Source:
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise DataError(f"{path}: is a single array; name it .npy")
+        key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
+        if key is None:
+            raise DataError(f"{path}: holds {', '.join(archive.files) or 'nothing'}; name the array `images`")
+        pixels = _checked(_member(archive, key), str(path))
+        labels = _member(archive, "labels") if "labels" in archive.files else None
     if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
-        raise DataError(f"{name}: `labels` must be {len(pixels)} integers, not {labels.dtype} of shape {labels.shape}")
+        raise DataError(f"{path}: `labels` must be {len(pixels)} integers, not {labels.dtype} of shape {labels.shape}")
     return Source(pixels, None if labels is None else labels.astype(np.int64))
+
+
+def _member(archive: Any, key: str) -> NDArray[Any]:
+    """An array of an .npz, once its header agrees with the bytes that are there: the header says how much to allocate.
+
+    Raises:
+        ValueError: It does not.
+    """
+    entry = archive.zip.getinfo(key if key in archive.zip.namelist() else f"{key}.npy")
+    with archive.zip.open(entry) as member:
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = headers[np.lib.format.read_magic(member)](member)
+        length = member.tell() + math.prod(shape) * dtype.itemsize
+    if length != entry.file_size or length > MAX_RATIO * entry.compress_size:
+        raise ValueError(f"{key} is not as large as its header says")
+    array: NDArray[Any] = archive[key]
+    return array
 
 
 def fingerprint(name: str) -> str | None:

@@ -13,11 +13,13 @@ from torch.optim import Adagrad, Adam, Optimizer
 from vaecli.checkpoints import Checkpoint, Progress
 from vaecli.config import Config, OptimizerConfig
 from vaecli.datasets import Images
-from vaecli.devices import conditions
+from vaecli.devices import conditions, memory
 from vaecli.errors import UsageError, VaecliError
 from vaecli.randomness import generator
-from vaecli.vae import VAE, build_vae
+from vaecli.vae import VAE, build_vae, outline
 
+BYTES_PER_PARAMETER = 16
+"""float32: itself, its gradient, and two moments."""
 TrainingStream = Literal["permutation", "epsilon", "pixels"]
 
 
@@ -103,7 +105,8 @@ class TrainingState:
 
 
 def new_state(config: Config, images: Images, device: torch.device) -> TrainingState:
-    """The state before the first step; `images` go to the device."""
+    """The state before the first step; `images` go to the device. Raises UsageError where the model is too large."""
+    _check_size(config, images.pixels.shape[1], device)
     vae = build_vae(config.model, images.pixels.shape[1], generator(config.seed, "init"), images.mean).to(device)
     steps = -(-len(images) // config.training.batch_size)
     return TrainingState(
@@ -121,6 +124,17 @@ def new_state(config: Config, images: Images, device: torch.device) -> TrainingS
         trace=torch.zeros(steps, 3, device=device),
         data_sha256=hashlib.sha256(images.pixels.numpy().data).hexdigest(),
     )
+
+
+def _check_size(config: Config, n_pixels: int, device: torch.device) -> None:
+    """Refuse a model whose parameters, gradient and moments no memory here could hold, before any is taken."""
+    n = sum(parameter.numel() for parameter in outline(config.model, n_pixels).parameters())
+    needed, there = n * BYTES_PER_PARAMETER, memory(device)
+    if there is not None and needed > there:
+        raise UsageError(
+            f"model: {n:,} parameters take {needed / 2**30:,.0f} GiB to train, and this machine's {device} has "
+            f"{there / 2**30:,.0f}; make model.hidden_dim or model.latent_dim smaller"
+        )
 
 
 def build_optimizer(config: OptimizerConfig, vae: VAE) -> Optimizer:

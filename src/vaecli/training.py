@@ -217,9 +217,19 @@ def _fit(
             record.status("diverged", str(explained))
             raise explained from None
         except Exception as error:
-            record.status("failed", f"{type(error).__name__}: {error}")
-            raise
+            failure = _in_words(error)
+            record.status("failed", str(failure) if failure is not error else f"{type(error).__name__}: {error}")
+            if failure is error:
+                raise
+            raise failure from error
     return run
+
+
+def _in_words(error: Exception) -> Exception:
+    """Out of memory as an error of ours; any other as it is."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
+        return VaecliError("out of memory; make training.batch_size, objective.L or model.hidden_dim smaller")
+    return error
 
 
 def _maximise_bound(
