@@ -1,10 +1,11 @@
 # Every target sets up .venv by itself, once, and again only when pyproject.toml has changed.
 PYTHON ?= python3
 CONFIG ?= bernoulli.yaml
+DEVICE ?= cpu
 READY  := .venv/.ready
 VAE    := .venv/bin/vae
 
-.PHONY: train test stress fuzz lint format tensorboard clean help
+.PHONY: train test stress fuzz bench lint format tensorboard clean help
 .DEFAULT_GOAL := help
 
 train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw samples from it
@@ -18,6 +19,10 @@ stress: $(READY)  ## fail at every write of a run, and kill it at random; each t
 
 fuzz: $(READY)  ## 10,000 damaged inputs of each kind
 	.venv/bin/python -m pytest --no-cov --hypothesis-profile=fuzz tests/test_fuzz.py
+
+bench: $(READY)  ## time an epoch beside its floor and its peers (DEVICE=cpu)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
+	.venv/bin/python benchmarks/bench.py --device $(DEVICE)
 
 lint: $(READY)  ## check format, style and types
 	.venv/bin/ruff format --check .

@@ -1,5 +1,6 @@
 """Data sets: images as uint8 tensors, and their splits, which are the same whatever the seed."""
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Literal, get_args
 import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vaecli.config import TORCHVISION, DataConfig, is_array
@@ -124,11 +126,18 @@ class Dataset:
     def _images(self, split: Split, rows: slice) -> Images:
         source = self._source("test") if split == "test" and not self._is_own else self._training_source
         chosen = source.pixels[rows]
-        pixels = torch.from_numpy(np.array(chosen)).flatten(1)
+        pixels = _as_tensor(chosen).flatten(1)
         if self._static:
             pixels = _binarize_once(pixels, split)
         labels = None if source.labels is None else torch.from_numpy(np.array(source.labels[rows]))
         return Images(pixels, labels, *chosen.shape[1:])
+
+
+def _as_tensor(pixels: UInt8[NDArray[np.uint8], "N H W"]) -> UInt8[Tensor, "N H W"]:
+    """The same memory, which may be that of a file: nothing here writes to it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(pixels)
 
 
 def _binarize_once(pixels: UInt8[Tensor, "N D"], split: Split) -> UInt8[Tensor, "N D"]:

@@ -64,8 +64,8 @@ def explain(state: TrainingState, good: Checkpoint, observe: Observe, step: int,
 def _examine(state: TrainingState, observe: Observe, repeat: Callable[[int], None]) -> str | None:
     """Make one step, and say what in it is not finite."""
     noise = {stream: state.generators[stream].get_state() for stream in NOISE}
-    rows = state.minibatches()[0]
-    batch = observe(state.images.pixels[rows], state.generators["pixels"])
+    rows = state.rows()[0]
+    batch = observe(next(state.minibatches()), state.generators["pixels"])
     weight = kl_weight(state.config.objective, state.progress.step, state.steps_per_epoch)
     with torch.no_grad():
         bound, elbo = objective(state.config.objective)(state.vae, batch, state.generators["epsilon"], weight)

@@ -101,7 +101,7 @@ class DiagonalNormal(Density):
 
     def kl_from_standard(self) -> Float[Tensor, "*batch D"]:
         """KL(N(μ, σ²) ‖ N(0, 1)) = -½ (1 + log σ² - μ² - σ²) of each dimension, in nats (paper, appendix B)."""
-        return 0.5 * (self._mean.square() + self.variance - 1) - self.log_sigma
+        return 0.5 * (self._mean.square() + torch.expm1(2 * self.log_sigma)) - self.log_sigma
 
     def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
         """y = μ + σ ⊙ ε."""
@@ -128,7 +128,8 @@ class IndependentBernoulli(Factorised):
 
     def log_prob(self, value: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """log p(y) = Σ_d [y_d log p_d + (1 - y_d) log(1 - p_d)] = Σ_d [y_d η_d - log(1 + e^η_d)], in nats."""
-        return (value * self.logits - softplus(self.logits)).sum(-1)
+        result: Tensor = _BernoulliLogProb.apply(self.logits, value)
+        return result
 
     def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:
         """y_d = 1 with probability p_d."""
@@ -250,6 +251,32 @@ class DiscretizedLogisticProduct(Factorised):
         below_edge, above_edge = -softplus(-above), -softplus(below)
         inner = below_edge + above_edge + torch.log(1 - torch.exp(-1 / self.scale))
         return torch.where(k < 0.5, below_edge, torch.where(k > 254.5, above_edge, inner))
+
+
+class _BernoulliLogProb(Function):
+    """Σ_d [y_d η_d - max(η_d, 0)] + Σ_d log σ(|η_d|), with its derivative y - σ(η) in η.
+
+    The logarithms are of products: σ(|η|) is at least ½, so that 64 factors at a time cannot underflow, and a logarithm
+    costs as much as a dozen multiplications.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits: Tensor, value: Tensor) -> Tensor:
+        certainty = logits.abs().sigmoid_()
+        size = next(size for size in range(64, 0, -1) if certainty.shape[-1] % size == 0)
+        logarithms = certainty.unflatten(-1, (-1, size)).prod(-1).log_().sum(-1)
+        return (value * logits).sub_(logits.clamp(min=0)).sum(-1).add_(logarithms)
+
+    @staticmethod
+    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:  # noqa: ARG004
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, value = ctx.saved_tensors  # type: ignore[attr-defined]
+        return sigmoid(logits).neg_().add_(value).mul_(gradients[0].unsqueeze(-1)), None
 
 
 class _Softplus(Function):

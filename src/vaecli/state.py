@@ -2,11 +2,12 @@
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 from torch.optim import Adagrad, Adam, Optimizer
 
@@ -15,6 +16,7 @@ from vaecli.config import Config, OptimizerConfig
 from vaecli.datasets import Images
 from vaecli.devices import conditions, memory
 from vaecli.errors import UsageError, VaecliError
+from vaecli.gathering import gather
 from vaecli.randomness import generator
 from vaecli.vae import VAE, build_vae, outline
 
@@ -29,7 +31,7 @@ class TrainingState:
 
     config: Config
     images: Images
-    """The training images, on the device."""
+    """The training images, on the device where they fit into its memory."""
     vae: VAE
     optimizer: Optimizer
     generators: dict[TrainingStream, torch.Generator]
@@ -44,12 +46,16 @@ class TrainingState:
         """⌈N/M⌉."""
         return len(self.trace)
 
-    def minibatches(self) -> Sequence[Tensor]:
-        """The rows of each minibatch that is left of the epoch; its permutation is drawn when it begins."""
+    def minibatches(self) -> Iterator[Tensor]:
+        """The pixels of each minibatch that is left of the epoch, uint8 (M, D), on the device."""
+        return gather(self.images.pixels, self.rows(), self.vae.device)
+
+    def rows(self) -> Sequence[Tensor]:
+        """Which images make each minibatch that is left of the epoch; its permutation is drawn when it begins."""
         if self.permutation is None:
             self.permutation = torch.randperm(len(self.images), generator=self.generators["permutation"])
-        minibatches: tuple[Tensor, ...] = self.permutation.to(self.vae.device).split(self.config.training.batch_size)
-        return minibatches[self.progress.position :]
+        rows: tuple[Tensor, ...] = self.permutation.to(self.images.pixels.device).split(self.config.training.batch_size)
+        return rows[self.progress.position :]
 
     def capture(self, logs: Mapping[str, int]) -> Checkpoint:
         """A copy of the whole state."""
@@ -111,7 +117,7 @@ def new_state(config: Config, images: Images, device: torch.device) -> TrainingS
     steps = -(-len(images) // config.training.batch_size)
     return TrainingState(
         config=config,
-        images=replace(images, pixels=images.pixels.to(device)),
+        images=replace(images, pixels=_placed(images.pixels, device)),
         vae=vae,
         optimizer=build_optimizer(config.optimizer, vae),
         generators={
@@ -124,6 +130,12 @@ def new_state(config: Config, images: Images, device: torch.device) -> TrainingS
         trace=torch.zeros(steps, 3, device=device),
         data_sha256=hashlib.sha256(images.pixels.numpy().data).hexdigest(),
     )
+
+
+def _placed(pixels: UInt8[Tensor, "N D"], device: torch.device) -> UInt8[Tensor, "N D"]:
+    """The pixels on the device, if they take no more than half of its memory; else where they are."""
+    there = memory(device)
+    return pixels if there is not None and 2 * pixels.numel() > there else pixels.to(device)
 
 
 def _check_size(config: Config, n_pixels: int, device: torch.device) -> None:

@@ -251,9 +251,9 @@ def _maximise_bound(
 def _run_epoch(state: TrainingState, observe: Observe, maximise: Objective, after_step: Callable[[], None]) -> None:
     """One pass over the images in random minibatches, from wherever in it the state stands (paper, algorithm 1)."""
     vae, optimizer, progress, config = state.vae, state.optimizer, state.progress, state.config
-    pixels, noise, steps = state.images.pixels, state.generators, state.steps_per_epoch
-    for rows in state.minibatches():
-        batch = observe(pixels[rows], noise["pixels"])
+    noise, steps = state.generators, state.steps_per_epoch
+    for pixels in state.minibatches():
+        batch = observe(pixels, noise["pixels"])
         bound, elbo = maximise(vae, batch, noise["epsilon"], kl_weight(config.objective, progress.step, steps))
         loss = -bound.mean()
         optimizer.zero_grad()
@@ -265,7 +265,7 @@ def _run_epoch(state: TrainingState, observe: Observe, maximise: Objective, afte
         state.trace[progress.position] = torch.stack((loss, elbo.log_likelihood.mean(), elbo.kl.mean())).detach()
         progress.position += 1
         progress.step += 1
-        progress.images += len(rows)
+        progress.images += len(pixels)
         after_step()
     state.permutation = None
     progress.epoch += 1

@@ -1,0 +1,227 @@
+"""`make bench`: how long an epoch takes, beside its floor and its peers, all measured in turn in one sitting.
+
+Every contender runs in a process of its own and sleeps while the others are measured; a round is one epoch of each.
+What is compared are ratios within a round; shown is their median, with the smallest and the largest.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from contenders import CONTENDERS, Work
+
+HERE = Path(__file__).parent
+FIRST_STEP = """
+from tempfile import TemporaryDirectory
+from vaecli import load_config, train
+
+class Done(BaseException): pass
+
+def stop():
+    raise Done
+
+with TemporaryDirectory() as directory:
+    try:
+        train(load_config("bernoulli"), runs_dir=directory, stop=stop)
+    except Done:
+        pass
+"""
+
+
+class Contender:
+    """A contender's process."""
+
+    def __init__(self, name: str, work: Work) -> None:
+        self.name, self.error, self.peak_mib = name, None, 0.0
+        command = [sys.executable, str(HERE / "worker.py"), name, json.dumps(asdict(work))]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        answer = self._answer()
+        self.error: str | None = answer.get("error")
+
+    def epoch(self) -> float:
+        """Do one epoch; its seconds."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        answer = self._answer()
+        self.peak_mib = answer["peak_mib"]
+        return float(answer["seconds"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if line:
+            return dict(json.loads(line))
+        _, errors = self._process.communicate()
+        return {"error": (errors.strip().splitlines() or ["ended without a word"])[-1][:100]}
+
+
+def in_turn(members: dict[str, tuple[str, Work]], rounds: int) -> dict[str, dict[str, Any]]:
+    """Measure contenders in turn, by their labels: seconds of each round, peak memory, or the error."""
+    contenders = {label: Contender(name, work) for label, (name, work) in members.items()}
+    try:
+        seconds: dict[str, list[float]] = {label: [] for label in members}
+        for _ in range(rounds):
+            for label, contender in contenders.items():
+                if contender.error is None:
+                    seconds[label].append(contender.epoch())
+        return {
+            label: {"seconds": seconds[label], "peak_mib": contender.peak_mib, "error": contender.error}
+            for label, contender in contenders.items()
+        }
+    finally:
+        for contender in contenders.values():
+            contender.close()
+
+
+def ratios(measured: Sequence[float], reference: Sequence[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest ratio within a round."""
+    found = [a / b for a, b in zip(measured, reference, strict=True)]
+    return statistics.median(found), min(found), max(found)
+
+
+def peers(device: str, rounds: int) -> dict[str, Any]:
+    """vaecli beside its floor and the others, on the whole of MNIST."""
+    work = Work(device=device)
+    results = in_turn({name: (name, work) for name in CONTENDERS}, rounds)
+    reference = results["floor + Adam"]["seconds"]
+    print(f"\nAn epoch of {work.n:,} images, H={work.hidden}, Z={work.latent}, M={work.batch}, L={work.samples}\n")
+    print(f"| {'':14} | s/epoch | / (floor + Adam) | range | peak MiB |")
+    print(f"|{'-' * 16}|---|---|---|---|")
+    for name, found in results.items():
+        if found["error"]:
+            print(f"| {name:14} | {found['error']} | | | |")
+            continue
+        middle, low, high = ratios(found["seconds"], reference)
+        seconds = statistics.median(found["seconds"])
+        print(f"| {name:14} | {seconds:.2f} | {middle:.2f} | {low:.2f}–{high:.2f} | {found['peak_mib']:.0f} |")
+    for other in ("JAX scan", "pythae", "DataLoader"):
+        if not results[other]["error"]:
+            middle, low, high = ratios(results["vaecli"]["seconds"], results[other]["seconds"])
+            print(f"\nvaecli / {other}: {middle:.2f} ({low:.2f}–{high:.2f})", end="")
+    print()
+    return results
+
+
+def sizes(device: str, rounds: int) -> dict[str, Any]:
+    """vaecli beside its floor, over L, M and H; and every decoder beside the Bernoulli."""
+    from vaecli.likelihoods import LIKELIHOODS
+
+    found: dict[str, Any] = {}
+    variants = [("L", {"samples": 5}), ("M", {"batch": 20}), ("M", {"batch": 1000}), ("H", {"hidden": 200}),
+                ("H", {"hidden": 2000})]  # fmt: skip
+    print("\nvaecli / floor, 12,000 images\n\n| | ratio | range |\n|---|---|---|")
+    for axis, change in [("", {}), *variants]:
+        work = Work(n=12_000, device=device, **change)
+        label = f"{axis}={next(iter(change.values()))}" if change else "H=500, M=100, L=1"
+        result = in_turn({"floor": ("floor", work), "vaecli": ("vaecli", work)}, rounds)
+        found[label] = result
+        middle, low, high = ratios(result["vaecli"]["seconds"], result["floor"]["seconds"])
+        print(f"| {label} | {middle:.2f} | {low:.2f}–{high:.2f} |", flush=True)
+    works = {name: ("vaecli", Work(n=12_000, device=device, decoder=name)) for name in LIKELIHOODS}
+    result = found["decoders"] = in_turn(works, rounds)
+    print("\nDecoders, 12,000 images, / bernoulli\n\n| | ratio | range |\n|---|---|---|")
+    for name, one in result.items():
+        middle, low, high = ratios(one["seconds"], result["bernoulli"]["seconds"])
+        print(f"| {name} | {middle:.2f} | {low:.2f}–{high:.2f} |")
+    return found
+
+
+def start_up(rounds: int) -> dict[str, list[float]]:
+    """Seconds from the command to `--help`, and to the first training step."""
+    commands = {
+        "vae --help": [sys.executable, "-m", "vaecli", "--help"],
+        "first step": [sys.executable, "-c", FIRST_STEP],
+        "import torch": [sys.executable, "-c", "import torch"],
+    }
+    found: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(rounds):
+        for name, command in commands.items():
+            began = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            found[name].append(time.perf_counter() - began)
+    print("\n| from the command to | s | range |\n|---|---|---|")
+    for name, seconds in found.items():
+        print(f"| {name} | {statistics.median(seconds):.2f} | {min(seconds):.2f}–{max(seconds):.2f} |")
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Where it was measured."""
+    import torch
+
+    from vaecli.devices import describe
+
+    packages = {}
+    for name in ("vaecli", "torch", "jax", "pythae", "numpy"):
+        try:
+            packages[name] = version(name)
+        except PackageNotFoundError:
+            packages[name] = None
+    cuda = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "processor": describe(torch.device("cpu")), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "cuda": cuda, "python": platform.python_version(), **packages,
+    }  # fmt: skip
+
+
+def plot(results: dict[str, Any], path: Path) -> None:
+    """The peers' epochs as bars."""
+    from matplotlib.figure import Figure
+
+    shown = {name: statistics.median(r["seconds"]) for name, r in results.items() if not r["error"]}
+    figure = Figure(figsize=(7, 0.45 * len(shown) + 1), layout="constrained")
+    axis = figure.subplots()
+    colours = [
+        "#b0b7c3" if name.startswith("floor") else "#2a6fdb" if name == "vaecli" else "#e2a05a" for name in shown
+    ]
+    bars = axis.barh(list(shown), list(shown.values()), color=colours)
+    axis.bar_label(bars, fmt="%.2f", padding=3)
+    axis.invert_yaxis()
+    axis.set_xlabel("seconds for an epoch of 60,000 images, median")
+    axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    """Measure, print, and write bench.json and bench.png."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--only", choices=["peers", "sizes", "start-up"])
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {"machine": machine()}
+    print(", ".join(f"{key} {value}" for key, value in results["machine"].items() if value is not None))
+    wanted = arguments.only
+    if wanted in {None, "peers"}:
+        results["peers"] = peers(arguments.device, arguments.rounds)
+        plot(results["peers"], arguments.out / "bench.png")
+    if wanted in {None, "sizes"}:
+        results["sizes"] = sizes(arguments.device, max(3, arguments.rounds // 2))
+    if wanted in {None, "start-up"}:
+        results["start-up"] = start_up(arguments.rounds)
+    (arguments.out / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
+    print(f"\n{arguments.out}/bench.json")
+
+
+if __name__ == "__main__":
+    main()

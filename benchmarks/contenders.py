@@ -1,0 +1,312 @@
+"""Programs that train the same VAE: each prepares itself, then does one epoch of the same work for every `next`.
+
+The work: N images of 784 grey levels, binarised anew for each minibatch of M (pythae and the DataLoader example take
+them grey), q(z|x) and p(x|z) with one hidden layer of H units, Z latent dimensions, L samples, Bernoulli, Adam.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+PIXELS = 784
+
+
+@dataclass(frozen=True)
+class Work:
+    """What an epoch consists of."""
+
+    n: int = 60_000
+    hidden: int = 500
+    latent: int = 20
+    batch: int = 100
+    samples: int = 1
+    decoder: str = "bernoulli"
+    device: str = "cpu"
+
+    @property
+    def steps(self) -> int:
+        """Minibatches in an epoch."""
+        return -(-self.n // self.batch)
+
+
+Epochs = Iterator[None]
+
+
+def images(n: int) -> np.ndarray:
+    """The first n training images of MNIST, repeated where that is not enough: (n, 784) uint8."""
+    from vaecli.sources import load_mnist
+
+    pixels = load_mnist("train").pixels.reshape(-1, PIXELS)
+    return np.resize(pixels, (n, PIXELS))
+
+
+def _matrices(work: Work, device: Any) -> tuple[list[Any], Callable[[], None]]:
+    """The parameters' gradients, and the eleven matrix products of a step."""
+    import torch
+
+    h, z, rows = work.hidden, work.latent, work.batch * work.samples
+
+    def new(*shape: int) -> Any:
+        return torch.randn(*shape, device=device) / shape[-1] ** 0.5
+
+    x, w1, w2, w3, w4 = new(work.batch, PIXELS), new(h, PIXELS), new(2 * z, h), new(h, z), new(PIXELS, h)
+    h1, q, latent, h2, y = new(work.batch, h), new(work.batch, 2 * z), new(rows, z), new(rows, h), new(rows, PIXELS)
+    g1, g2, g3, g4 = (torch.empty_like(w) for w in (w1, w2, w3, w4))
+    dh1, dlatent, dh2 = torch.empty_like(h1), torch.empty_like(latent), torch.empty_like(h2)
+
+    def products() -> None:
+        torch.mm(x, w1.T, out=h1)
+        torch.mm(h1, w2.T, out=q)
+        torch.mm(latent, w3.T, out=h2)
+        torch.mm(h2, w4.T, out=y)
+        torch.mm(y.T, h2, out=g4)
+        torch.mm(y, w4, out=dh2)
+        torch.mm(dh2.T, latent, out=g3)
+        torch.mm(dh2, w3, out=dlatent)
+        torch.mm(q.T, h1, out=g2)
+        torch.mm(q, w2, out=dh1)
+        torch.mm(dh1.T, x, out=g1)
+
+    return [g1, g2, g3, g4], products
+
+
+def floor(work: Work) -> Epochs:
+    """The bare matrix products of the steps, results of none used."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    _, products = _matrices(work, work.device)
+    while True:
+        for _ in range(work.steps):
+            products()
+        _wait(work)
+        yield
+
+
+def floor_adam(work: Work) -> Epochs:
+    """The same, and one fused Adam sweep over the parameters for each step."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    gradients, products = _matrices(work, work.device)
+    parameters = [torch.zeros_like(g).requires_grad_() for g in gradients]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    adam = torch.optim.Adam(parameters, 1e-3, fused=True)
+    while True:
+        for _ in range(work.steps):
+            products()
+            adam.step()
+        _wait(work)
+        yield
+
+
+def vaecli(work: Work) -> Epochs:
+    """`vae train`, with everything it writes: the loop pauses where it reports the end of an epoch."""
+    import threading
+
+    from vaecli.configfile import load_config
+    from vaecli.training import train
+
+    go, done = threading.Semaphore(0), threading.Semaphore(0)
+
+    def report(news: Any) -> None:
+        if news.ended:
+            done.release()
+            go.acquire()
+
+    with TemporaryDirectory() as directory:
+        np.save(f"{directory}/images.npy", images(work.n).reshape(-1, 28, 28))
+        config = load_config(
+            None,
+            [
+                f"data.name={directory}/images.npy", "data.test=0", "data.validation=0",
+                f"model.decoder={work.decoder}", f"model.hidden_dim={work.hidden}",
+                f"model.latent_dim={work.latent}", f"objective.L={work.samples}",
+                f"training.batch_size={work.batch}", "training.epochs=1000", f"device={work.device}",
+            ],
+        )  # fmt: skip
+
+        def run() -> None:
+            go.acquire()
+            train(config, runs_dir=Path(directory), report=report)
+
+        threading.Thread(target=run, daemon=True).start()
+        while True:
+            go.release()
+            done.acquire()
+            yield
+
+
+def jax(work: Work) -> Epochs:
+    """JAX: a whole epoch in one jitted scan, parameters and images on the device."""
+    import jax as _jax
+    import jax.numpy as jnp
+    from jax import lax, random
+
+    def layer(key: Any, n_in: int, n_out: int) -> dict[str, Any]:
+        bound = n_in**-0.5
+        w, b = random.split(key)
+        return {
+            "w": random.uniform(w, (n_in, n_out), minval=-bound, maxval=bound),
+            "b": random.uniform(b, (n_out,), minval=-bound, maxval=bound),
+        }
+
+    sizes = ((PIXELS, work.hidden), (work.hidden, 2 * work.latent), (work.latent, work.hidden), (work.hidden, PIXELS))
+    parameters = [layer(key, *size) for key, size in zip(random.split(random.key(0), 4), sizes, strict=True)]
+    pixels = jnp.asarray(images(work.n))
+
+    def loss(p: list[dict[str, Any]], x: Any, key: Any) -> Any:
+        h = _jax.nn.relu(x @ p[0]["w"] + p[0]["b"])
+        mean, log_var = jnp.split(h @ p[1]["w"] + p[1]["b"], 2, axis=-1)
+        epsilon = random.normal(key, (work.samples, *mean.shape))
+        z = mean + jnp.exp(0.5 * log_var) * epsilon
+        logits = _jax.nn.relu(z @ p[2]["w"] + p[2]["b"]) @ p[3]["w"] + p[3]["b"]
+        log_likelihood = (x * logits - _jax.nn.softplus(logits)).sum(-1).mean(0)
+        kl = 0.5 * (mean**2 + jnp.exp(log_var) - 1 - log_var).sum(-1)
+        return -(log_likelihood - kl).mean()
+
+    def step(carry: Any, rows: Any) -> Any:
+        p, m, v, t, key = carry
+        key, k_epsilon, k_pixels = random.split(key, 3)
+        grey = pixels[rows]
+        x = (random.randint(k_pixels, grey.shape, 0, 255, dtype=jnp.uint8) < grey).astype(jnp.float32)
+        value, g = _jax.value_and_grad(loss)(p, x, k_epsilon)
+        m = _jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, m, g)
+        v = _jax.tree.map(lambda a, b: 0.999 * a + 0.001 * b * b, v, g)
+        scale = 1e-3 * jnp.sqrt(1 - 0.999**t) / (1 - 0.9**t)
+        p = _jax.tree.map(lambda a, b, c: a - scale * b / (jnp.sqrt(c) + 1e-8), p, m, v)
+        return (p, m, v, t + 1, key), value
+
+    @_jax.jit
+    def epoch(carry: Any) -> Any:
+        p, m, v, t, key = carry
+        key, shuffle = random.split(key)
+        order = random.permutation(shuffle, work.n)[: work.steps * work.batch].reshape(work.steps, work.batch)
+        return lax.scan(step, (p, m, v, t, key), order)
+
+    zeros = _jax.tree.map(jnp.zeros_like, parameters)
+    carry = (parameters, zeros, zeros, 1.0, random.key(1))
+    while True:
+        carry, values = epoch(carry)
+        values.block_until_ready()
+        yield
+
+
+def pythae(work: Work) -> Epochs:
+    """pythae's VAE with its own trainer, an epoch at a time."""
+    import torch
+    from pythae.data.datasets import BaseDataset
+    from pythae.models import VAE, VAEConfig
+    from pythae.models.base.base_utils import ModelOutput
+    from pythae.models.nn import BaseDecoder, BaseEncoder
+    from pythae.trainers import BaseTrainer, BaseTrainerConfig
+    from torch import nn
+
+    class Encoder(BaseEncoder):
+        def __init__(self) -> None:
+            super().__init__()
+            self.hidden = nn.Sequential(nn.Linear(PIXELS, work.hidden), nn.ReLU())
+            self.mean, self.log_var = nn.Linear(work.hidden, work.latent), nn.Linear(work.hidden, work.latent)
+
+        def forward(self, x: Any) -> Any:
+            h = self.hidden(x.flatten(1))
+            return ModelOutput(embedding=self.mean(h), log_covariance=self.log_var(h))
+
+    class Decoder(BaseDecoder):
+        def __init__(self) -> None:
+            super().__init__()
+            layers = nn.Linear(work.latent, work.hidden), nn.ReLU(), nn.Linear(work.hidden, PIXELS), nn.Sigmoid()
+            self.layers = nn.Sequential(*layers)
+
+        def forward(self, z: Any) -> Any:
+            return ModelOutput(reconstruction=self.layers(z).reshape(-1, 1, 28, 28))
+
+    config = VAEConfig(input_dim=(1, 28, 28), latent_dim=work.latent, reconstruction_loss="bce")
+    x = torch.from_numpy(images(work.n)).reshape(-1, 1, 28, 28) / 255
+    with TemporaryDirectory() as directory:
+        settings = BaseTrainerConfig(
+            output_dir=directory, num_epochs=1000, learning_rate=1e-3, per_device_train_batch_size=work.batch,
+            no_cuda=work.device == "cpu",
+        )  # fmt: skip
+        data = BaseDataset(x, torch.zeros(work.n))
+        trainer = BaseTrainer(VAE(config, Encoder(), Decoder()), data, None, settings)
+        trainer.prepare_training()
+        epoch = 0
+        while True:
+            epoch += 1
+            trainer.train_step(epoch)
+            _wait(work)
+            yield
+
+
+def dataloader(work: Work) -> Epochs:
+    """The loop of the usual PyTorch example: a Dataset that makes a PIL image of each item, ToTensor, `.item()`."""
+    import torch
+    from PIL import Image
+    from torch import nn
+    from torch.nn import functional
+    from torch.utils.data import DataLoader, Dataset
+    from torchvision.transforms import ToTensor
+
+    pixels = torch.from_numpy(images(work.n)).reshape(-1, 28, 28)
+
+    class Mnist(Dataset[Any]):
+        def __init__(self) -> None:
+            self.transform = ToTensor()
+
+        def __len__(self) -> int:
+            return work.n
+
+        def __getitem__(self, i: int) -> tuple[Any, int]:
+            return self.transform(Image.fromarray(pixels[i].numpy(), mode="L")), 0
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc21 = nn.Linear(PIXELS, work.hidden), nn.Linear(work.hidden, work.latent)
+            self.fc22, self.fc3 = nn.Linear(work.hidden, work.latent), nn.Linear(work.latent, work.hidden)
+            self.fc4 = nn.Linear(work.hidden, PIXELS)
+
+        def forward(self, x: Any) -> Any:
+            h = functional.relu(self.fc1(x))
+            mean, log_var = self.fc21(h), self.fc22(h)
+            z = mean + torch.randn_like(mean) * torch.exp(0.5 * log_var)
+            return torch.sigmoid(self.fc4(functional.relu(self.fc3(z)))), mean, log_var
+
+    model = Model().to(work.device)
+    adam = torch.optim.Adam(model.parameters(), lr=1e-3)
+    loader = DataLoader(Mnist(), batch_size=work.batch, shuffle=True)
+    while True:
+        total = 0.0
+        for data, _ in loader:
+            x = data.to(work.device).flatten(1)
+            adam.zero_grad()
+            y, mean, log_var = model(x)
+            bce = functional.binary_cross_entropy(y, x, reduction="sum")
+            loss = bce - 0.5 * torch.sum(1 + log_var - mean.pow(2) - log_var.exp())
+            loss.backward()
+            total += loss.item()
+            adam.step()
+        yield
+
+
+def _wait(work: Work) -> None:
+    if work.device.startswith("cuda"):
+        import torch
+
+        torch.cuda.synchronize()
+
+
+CONTENDERS: dict[str, Callable[[Work], Epochs]] = {
+    "floor": floor,
+    "floor + Adam": floor_adam,
+    "vaecli": vaecli,
+    "JAX scan": jax,
+    "pythae": pythae,
+    "DataLoader": dataloader,
+}
