@@ -13,14 +13,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from contenders import CONTENDERS, Work
+import numpy as np
+
+from contenders import PEERS, PIXELS, Work
 
 HERE = Path(__file__).parent
+GROWTH = (100_000, 1_000_000, 10_000_000)
 FIRST_STEP = """
 from tempfile import TemporaryDirectory
 from vaecli import load_config, train
@@ -100,7 +105,7 @@ def ratios(measured: Sequence[float], reference: Sequence[float]) -> tuple[float
 def peers(device: str, rounds: int) -> dict[str, Any]:
     """vaecli beside its floor and the others, on the whole of MNIST."""
     work = Work(device=device)
-    results = in_turn({name: (name, work) for name in CONTENDERS}, rounds)
+    results = in_turn({name: (name, work) for name in PEERS}, rounds)
     reference = results["floor + Adam"]["seconds"]
     print(f"\nAn epoch of {work.n:,} images, H={work.hidden}, Z={work.latent}, M={work.batch}, L={work.samples}\n")
     print(f"| {'':14} | s/epoch | / (floor + Adam) | range | peak MiB |")
@@ -141,6 +146,42 @@ def sizes(device: str, rounds: int) -> dict[str, Any]:
     for name, one in result.items():
         middle, low, high = ratios(one["seconds"], result["bernoulli"]["seconds"])
         print(f"| {name} | {middle:.2f} | {low:.2f}–{high:.2f} |")
+    return found
+
+
+def evaluation(rounds: int) -> dict[str, Any]:
+    """Importance weights beside the bare matrix products of the decoder."""
+    work = Work(n=100, samples=1000)
+    found = in_turn({name: (name, work) for name in ("importance floor", "importance")}, rounds)
+    middle, low, high = ratios(found["importance floor"]["seconds"], found["importance"]["seconds"])
+    print(f"\nImportance weights, k = 1000: {middle:.2f} ({low:.2f}–{high:.2f}) of the bare products' throughput")
+    return found
+
+
+def growth(rounds: int) -> dict[str, list[float]]:
+    """Microseconds of training for an image, of ever more images in a file."""
+    from vaecli.checkpoints import load_checkpoint
+    from vaecli.configfile import load_config
+    from vaecli.errors import LimitReachedError
+    from vaecli.runs import list_runs
+    from vaecli.stopping import Limit
+    from vaecli.training import train
+
+    found: dict[str, list[float]] = {f"{n:,}": [] for n in GROWTH}
+    with TemporaryDirectory() as directory:
+        for n in GROWTH:
+            pixels = np.lib.format.open_memmap(f"{directory}/{n}.npy", "w+", np.uint8, (n, 28, 28))
+            pixels[:: n // 1000].reshape(-1, PIXELS)[:, ::3] = 200
+        for _ in range(rounds):
+            for n in GROWTH:
+                settings = [f"data.name={directory}/{n}.npy", "data.test=0", "data.validation=0", "device=cpu"]
+                with suppress(LimitReachedError):
+                    train(load_config(None, settings), runs_dir=f"{directory}/runs", limit=Limit(images=20_000))
+                progress = load_checkpoint(list_runs(Path(directory) / "runs")[-1].last).progress
+                found[f"{n:,}"].append(1e6 * progress.seconds / progress.images)
+    print("\n| images | µs per image | range |\n|---|---|---|")
+    for name, micros in found.items():
+        print(f"| {name} | {statistics.median(micros):.0f} | {min(micros):.0f}–{max(micros):.0f} |")
     return found
 
 
@@ -206,7 +247,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--only", choices=["peers", "sizes", "start-up"])
+    parser.add_argument("--only", choices=["peers", "sizes", "evaluation", "growth", "start-up"])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"machine": machine()}
@@ -217,6 +258,10 @@ def main() -> None:
         plot(results["peers"], arguments.out / "bench.png")
     if wanted in {None, "sizes"}:
         results["sizes"] = sizes(arguments.device, max(3, arguments.rounds // 2))
+    if wanted in {None, "evaluation"}:
+        results["evaluation"] = evaluation(arguments.rounds)
+    if wanted in {None, "growth"}:
+        results["growth"] = growth(max(3, arguments.rounds // 2))
     if wanted in {None, "start-up"}:
         results["start-up"] = start_up(arguments.rounds)
     (arguments.out / "bench.json").write_text(json.dumps(results, indent=2) + "\n")

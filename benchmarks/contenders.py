@@ -142,6 +142,42 @@ def vaecli(work: Work) -> Epochs:
             yield
 
 
+def importance_floor(work: Work) -> Epochs:
+    """The decoder's two matrix products for L samples of each of N images, a thousand rows at a time."""
+    import torch
+
+    torch.set_flush_denormal(True)
+    z, w3 = torch.randn(1000, work.latent), torch.randn(work.hidden, work.latent)
+    h, w4, y = torch.empty(1000, work.hidden), torch.randn(PIXELS, work.hidden) / work.hidden, torch.empty(1000, PIXELS)
+    while True:
+        for _ in range(work.n * work.samples // 1000):
+            torch.mm(z, w3.T, out=h)
+            torch.mm(h, w4.T, out=y)
+        yield
+
+
+def importance(work: Work) -> Epochs:
+    """What `vae evaluate --k L` does for N images: L importance weights each."""
+    import torch
+
+    from vaecli.config import ModelConfig
+    from vaecli.devices import flush_subnormals
+    from vaecli.importance import importance_weighted
+    from vaecli.observations import binarize_dynamically
+    from vaecli.randomness import generator
+    from vaecli.vae import build_vae
+
+    flush_subnormals()
+    model = ModelConfig(decoder=work.decoder, hidden_dim=(work.hidden,), latent_dim=work.latent)
+    vae = build_vae(model, PIXELS, generator(0, "init")).requires_grad_(requires_grad=False)
+    noise = generator(0, "importance")
+    batch = binarize_dynamically(torch.from_numpy(images(work.n)), noise)
+    while True:
+        for x in batch.input.split(1):
+            importance_weighted(vae, type(batch)(x, x), work.samples, noise, 1000)
+        yield
+
+
 def jax(work: Work) -> Epochs:
     """JAX: a whole epoch in one jitted scan, parameters and images on the device."""
     import jax as _jax
@@ -302,6 +338,7 @@ def _wait(work: Work) -> None:
         torch.cuda.synchronize()
 
 
+PEERS = ("floor", "floor + Adam", "vaecli", "JAX scan", "pythae", "DataLoader")
 CONTENDERS: dict[str, Callable[[Work], Epochs]] = {
     "floor": floor,
     "floor + Adam": floor_adam,
@@ -309,4 +346,6 @@ CONTENDERS: dict[str, Callable[[Work], Epochs]] = {
     "JAX scan": jax,
     "pythae": pythae,
     "DataLoader": dataloader,
+    "importance floor": importance_floor,
+    "importance": importance,
 }

@@ -34,16 +34,18 @@ def test_no_more_rows_are_decoded_at_a_time_than_asked_for(loose, rows):
     assert max(seen) <= max(rows, 4)  # at least one sample of each image
 
 
-def test_the_estimate_is_the_hand_formula(loose):
+@pytest.mark.parametrize(("rows", "portions"), [(1000, [12]), (20, [5, 5, 2]), (1, [1] * 12)])
+def test_the_estimate_is_the_hand_formula(loose, rows, portions):
     vae, batch, _ = loose
-    rng = generator(0, "importance")  # drawn from rung to rung of the ladder: one, then two more
-    epsilon = torch.cat([torch.randn(n, 4, 3, generator=rng, dtype=torch.float64) for n in (1, 2)])
+    rng = generator(0, "importance")
+    epsilon = torch.cat([torch.randn(n, 4, 3, generator=rng, dtype=torch.float64) for n in portions])
     q = vae.encoder(batch.input)
     z = q.mean + q.stddev * epsilon
     log_w = vae.decoder(z).log_prob(batch.target) + vae.prior.log_prob(z) - q.log_prob(z)
     w = log_w.exp()
-    found = importance_weighted(vae, batch, 3, generator(0, "importance"), 1000)
-    assert (found.log_evidence[-1, 0] - w.mean(0).log()).abs().max() < 1e-10
+    found = importance_weighted(vae, batch, 12, generator(0, "importance"), rows)
+    for row, rung in zip(found.log_evidence[:, 0], (1, 10, 12), strict=True):
+        assert (row - w[:rung].mean(0).log()).abs().max() < 1e-10
     assert (found.effective_sample_size[0] - w.sum(0) ** 2 / (w**2).sum(0)).abs().max() < 1e-9
     assert (found.log_likelihood[0] - vae.decoder(z).log_prob(batch.target).mean(0)).abs().max() < 1e-10
 

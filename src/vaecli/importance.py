@@ -1,7 +1,7 @@
 """Importance-weighted estimates of the evidence, in chunks whose memory does not grow with the number of samples."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -57,29 +57,36 @@ def importance_weighted(
     """
     posterior, prior = vae.encoder(batch.input), vae.prior
     assert isinstance(posterior, DiagonalNormal)
-    mean, stddev = posterior.mean, posterior.stddev
-    rungs, drawn = [], 0
-    log_sum = log_sum_of_squares = total = torch.tensor(-math.inf)
-    for n_samples in _chunks(k, max(1, rows // len(mean))):
+    mean, stddev, portion = posterior.mean, posterior.stddev, max(1, rows // len(batch.input))
+    so_far, rungs = None, []
+    for drawn in range(0, k, portion):
+        n_samples = min(portion, k - drawn)
         z = mean + stddev * standard_normal((n_samples, *mean.shape), mean, generator)
         log_p = scores(vae.decoder(z), batch.target)
         log_w = (log_p + (prior.log_prob(z) - posterior.log_prob(z))).double()
-        first = drawn == 0
-        sums = log_w.logsumexp(1), (2 * log_w).logsumexp(1), log_p.double().sum(1)
-        log_sum = sums[0] if first else torch.logaddexp(log_sum, sums[0])
-        log_sum_of_squares = sums[1] if first else torch.logaddexp(log_sum_of_squares, sums[1])
-        total = sums[2] if first else total + sums[2]
-        drawn += n_samples
-        if drawn in {*LADDER, k}:
-            rungs.append(log_sum - math.log(drawn))
-    return Weighted(torch.stack(rungs), (2 * log_sum - log_sum_of_squares).exp(), total / k)
+        for rung in (rung for rung in ladder(k) if drawn < rung <= drawn + n_samples):
+            weights = log_w[:, : rung - drawn].logsumexp(1)
+            rungs.append((weights if so_far is None else torch.logaddexp(so_far.weights, weights)) - math.log(rung))
+        so_far = _added(so_far, _sums(log_w, log_p))
+    assert so_far is not None
+    effective_sample_size = (2 * so_far.weights - so_far.squares).exp()
+    return Weighted(torch.stack(rungs), effective_sample_size, so_far.log_likelihood / k)
 
 
-def _chunks(k: int, most: int) -> Iterator[int]:
-    """Portions of at most `most` samples that end on every rung of the ladder."""
-    drawn = 0
-    for rung in ladder(k):
-        while drawn < rung:
-            portion = min(most, rung - drawn)
-            drawn += portion
-            yield portion
+class _Sums(NamedTuple):
+    """Over samples: log Σ w, log Σ w² and Σ log p(x|z)."""
+
+    weights: Float[Tensor, "T B"]
+    squares: Float[Tensor, "T B"]
+    log_likelihood: Float[Tensor, "T B"]
+
+
+def _sums(log_w: Float[Tensor, "T S B"], log_p: Float[Tensor, "T more B"]) -> _Sums:
+    return _Sums(log_w.logsumexp(1), (2 * log_w).logsumexp(1), log_p.double().sum(1))
+
+
+def _added(one: _Sums | None, two: _Sums) -> _Sums:
+    if one is None:
+        return two
+    weights, squares = torch.logaddexp(one.weights, two.weights), torch.logaddexp(one.squares, two.squares)
+    return _Sums(weights, squares, one.log_likelihood + two.log_likelihood)
