@@ -237,7 +237,7 @@ def test_manifold_and_interpolate(vae, config, trained):
 def test_compare_decoders(vae, config):
     code, out, err = vae("compare-decoders", "--config", config, "--seeds", 1, "--k", 3)
     assert (code, out) == (0, "runs/comparisons/small/report.html\n")
-    assert "3/3  bernoulli, seed 0: ELBO" in err
+    assert "3/3  decoder bernoulli, seed 0: ELBO" in err
     code, out, _ = vae("compare-decoders", "--config", config, "--seeds", 1, "--k", 3, "--json")
     assert [run["decoder"] for run in json.loads(out)["runs"]] == ["gaussian", "i-gaussian", "bernoulli"]
     code, _, err = vae("compare-decoders", "--config", config, "--decoders", "gaussian,gausian")

@@ -5,8 +5,10 @@ import time
 import numpy as np
 import pytest
 
-from vaecli import comparison, report
-from vaecli.comparison import Comparison, Outcome, compare, identity
+from vaecli import engine, report
+from vaecli.comparison import Comparison, compare, member
+from vaecli.config import Config
+from vaecli.engine import News, Outcome
 from vaecli.errors import DataError, InterruptedRunError, UsageError
 from vaecli.report import ACROSS, WITHIN, Difference, write_report
 from vaecli.runs import list_runs
@@ -16,23 +18,24 @@ from vaecli.training import train
 @pytest.fixture
 def run_comparison(small, tmp_path):
     def run(decoders=("bernoulli", "gaussian", "i-gaussian"), n_seeds=2, out="out", jobs=1, k=5, **settings):
-        told: list[tuple[int, int, str]] = []
+        news: list[News] = []
         base = small(training={"epochs": 2}, **settings)
         found = compare(
             base, decoders, n_seeds, tmp_path / out, runs_dir=tmp_path / "runs", jobs=jobs, k=k,
-            tell=lambda *news: told.append(news),
+            watch=news.append,
         )  # fmt: skip
-        return found, told
+        return found, news
 
     return run
 
 
 def test_every_decoder_is_trained_and_evaluated_once(run_comparison, tmp_path):
-    found, told = run_comparison()
+    found, news = run_comparison()
     assert [(o.decoder, o.seed) for o in found.outcomes] == [
         (decoder, seed) for decoder in ("bernoulli", "gaussian", "i-gaussian") for seed in (0, 1)
     ]
-    assert [(done, total) for done, total, _ in told] == [(i, 6) for i in range(1, 7)]
+    assert [len(one.outcomes) for one in news if not one.running] == list(range(7))
+    assert {len(one.configs) for one in news} == {6}
     assert not found.failed
     before = {run.path: (run.last.stat().st_mtime_ns, run.metrics) for run in list_runs(tmp_path / "runs")}
     again, _ = run_comparison()
@@ -57,14 +60,14 @@ def test_jobs_change_nothing_but_the_time(run_comparison, tmp_path):
 
 
 def test_a_run_that_fails_takes_no_other_with_it(run_comparison, tmp_path, monkeypatch):
-    complete = comparison._complete
+    complete = engine._complete
 
     def fail(task, stop):
-        if task[0].model.decoder == "gaussian":
-            return Outcome("gaussian", task[0].seed, None, error="training diverged: at step 3")
+        if task.config.model.decoder == "gaussian":
+            return Outcome(task.config, None, error="training diverged: at step 3")
         return complete(task, stop)
 
-    monkeypatch.setattr(comparison, "_complete", fail)
+    monkeypatch.setattr(engine, "_complete", fail)
     found, _ = run_comparison(n_seeds=1)
     assert [o.decoder for o in found.failed] == ["gaussian"]
     results = write_report(found, tmp_path / "out")
@@ -145,12 +148,11 @@ def test_differences_are_tested_within_a_support_and_across_by_what_both_have(ru
 
 
 def test_a_better_decoder_is_called_better_only_when_both_tests_agree(tmp_path, monkeypatch):
-    outcomes = []
+    outcomes, base = [], Config()
     for decoder, mean in (("bernoulli", 100.0), ("gaussian", 90.0)):
         for seed in range(3):
             figures = {"binarised_nll": mean + 0.1 * seed, "observed": "x", "caveat": None}
-            outcomes.append(Outcome(decoder, seed, None, figures))
-    base = comparison.Config()
+            outcomes.append(Outcome(member(base, decoder, seed), None, figures))
     found = Comparison(base, ("bernoulli", "gaussian"), (0, 1, 2), 5, tuple(outcomes))
 
     (difference,) = report._differences(found)
@@ -178,18 +180,18 @@ def test_an_array_of_other_content_under_the_same_name_is_another_comparison(run
 
 
 def test_the_identity_of_a_run_is_its_config(small):
-    assert identity(small()) == identity(small(name="other", device="auto"))
-    assert identity(small()) != identity(small(seed=1))
+    assert small().identity == small(name="other", device="auto").identity
+    assert small().identity != small(seed=1).identity
 
 
 def test_decoders_are_ranked_with_a_sign_that_says_whether_neighbours_differ():
     values = {"bernoulli": 100.0, "gaussian": 90.0, "i-gaussian": 90.1}
-    outcomes = [
-        Outcome(decoder, seed, None, {"binarised_nll": value + 0.3 * seed, "observed": "x", "caveat": None})
-        for decoder, value in values.items()
-        for seed in range(3)
-    ]
-    found = Comparison(comparison.Config(), tuple(values), (0, 1, 2), 5, tuple(outcomes))
+    outcomes = []
+    for decoder, value in values.items():
+        for seed in range(3):
+            figures = {"binarised_nll": value + 0.3 * seed, "observed": "x", "caveat": None}
+            outcomes.append(Outcome(member(Config(), decoder, seed), None, figures))
+    found = Comparison(Config(), tuple(values), (0, 1, 2), 5, tuple(outcomes))
     pairs = (("gaussian", "bernoulli", 0.01), ("i-gaussian", "bernoulli", 0.01), ("gaussian", "i-gaussian", 0.7))
     differences = [Difference("binarised NLL", a, b, 1.0, 2, p, p) for a, b, p in pairs]
     assert report._rankings(found, differences) == [("binarised NLL", "gaussian ≈ i-gaussian > bernoulli")]

@@ -1,5 +1,6 @@
 """The config of a run: frozen models of the YAML. Every field has a default, so a config names only what it means."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -147,6 +148,11 @@ class Config(Section):
         if self.training.patience is not None and self.data.validation == 0:
             raise ValueError("training.patience needs validation images, and data.validation is 0")
         return self
+
+    @property
+    def identity(self) -> str:
+        """What makes two runs the same run: all of the config but its name and the device."""
+        return json.dumps(self.model_dump(mode="json", exclude={"name", "device"}), sort_keys=True)
 
     @property
     def is_relaxed(self) -> bool:

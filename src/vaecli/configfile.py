@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -15,6 +15,7 @@ from vaecli.errors import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+Model = TypeVar("Model", bound=BaseModel)
 _PACKAGE = Path(__file__).parent
 _SHIPPED = (_PACKAGE / "configs", _PACKAGE.parents[1] / "configs")  # an installed wheel, a checkout
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
@@ -49,12 +50,13 @@ class _Source:
         return self.places.get(key, self.places[""])
 
 
-def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = (), place: str = "command line") -> Config:
     """Read a config: defaults, then the file, then `KEY=VALUE` overrides.
 
     Args:
         source: A path, or the name of a shipped config with or without `.yaml`; None for the defaults.
         overrides: Settings such as `model.latent_dim=10`; values are YAML.
+        place: Where the overrides come from, for the messages.
 
     Raises:
         ConfigError: Listing everything that is wrong, each with its place and what would be right.
@@ -63,17 +65,22 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     read = _Source(places={"": "config"}) if path is None else _read(path)
     if path is not None and not read.problems and "name" not in read.values:
         read.values["name"] = _run_name(path)
-    return _validate(read, overrides)
+    return _validate(Config, read, overrides, place)
+
+
+def load_yaml(path: Path, model: type[Model]) -> Model:
+    """Read a YAML file that another model than a config's describes. Raises ConfigError as `load_config` does."""
+    return _validate(model, _read(path), ())
 
 
 def override(config: Config, overrides: Sequence[str]) -> Config:
     """The config with `KEY=VALUE` settings replaced. Raises ConfigError as `load_config` does."""
-    return _validate(_Source(values=config.model_dump(), places={"": "config"}), overrides)
+    return _validate(Config, _Source(values=config.model_dump(), places={"": "config"}), overrides)
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
     """A config from nested dictionaries, as the YAML would be. Raises ConfigError as `load_config` does."""
-    return _validate(_Source(values=dict(values), places={"": "config"}), ())
+    return _validate(Config, _Source(values=dict(values), places={"": "config"}), ())
 
 
 def dump_config(config: Config) -> str:
@@ -194,28 +201,28 @@ def _scalar(node: yaml.Node) -> object:
         loader.dispose()
 
 
-def _validate(source: _Source, overrides: Sequence[str]) -> Config:
-    problems = list(source.problems)
+def _validate(model: type[Model], source: _Source, overrides: Sequence[str], place: str = "command line") -> Model:
+    problems, known = list(source.problems), all_keys(model)
     for text in overrides:
-        problems += _apply(source, text)
+        problems += _apply(source, text, place)
     try:
-        config = Config.model_validate(source.values)
+        found = model.model_validate(source.values)
     except ValidationError as error:
         for detail in error.errors():
-            key = _key(dict(detail))
+            key = _key(dict(detail), known)
             if key not in source.unread:
-                problems.append(_describe(source, key, dict(detail)))
+                problems.append(_describe(source, key, dict(detail), known))
     if problems:
         raise ConfigError(problems)
-    return config
+    return found
 
 
-def _apply(source: _Source, text: str) -> list[str]:
+def _apply(source: _Source, text: str, origin: str) -> list[str]:
     """Put one `KEY=VALUE` over the values; what is wrong with it is returned."""
     key, equals, written = text.partition("=")
     if not equals or not _KEY.fullmatch(key):
         return [f"{text!r}: settings have the form KEY=VALUE, for example model.latent_dim=10"]
-    place = f"command line: {text}"
+    place = f"{origin}: {text}"
     try:
         node = _compose(written, place)
     except ConfigError as error:
@@ -234,20 +241,20 @@ def _apply(source: _Source, text: str) -> list[str]:
     return inner.problems
 
 
-def _key(detail: dict[str, Any]) -> str:
+def _key(detail: dict[str, Any], known: list[str]) -> str:
     """The dotted key that one of pydantic's findings is about; empty for the config as a whole."""
-    unknown, known = detail["type"] == "extra_forbidden", {part for key in all_keys() for part in key.split(".")}
-    return ".".join(str(part) for part in detail["loc"] if unknown or part in known)
+    unknown, parts = detail["type"] == "extra_forbidden", {part for key in known for part in key.split(".")}
+    return ".".join(str(part) for part in detail["loc"] if unknown or part in parts)
 
 
-def _describe(source: _Source, key: str, detail: dict[str, Any]) -> str:
+def _describe(source: _Source, key: str, detail: dict[str, Any], known: list[str]) -> str:
     """One of pydantic's findings in our words: place, key, what is wrong, what would be right."""
     where = f"{source.place(key)}: {key}" if key else source.place(key)
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, all_keys(), n=1, cutoff=0.5) or [
-            known for known in all_keys() if known.rpartition(".")[2] == key.rpartition(".")[2]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
+            other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]
         ]
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(all_keys())}"
+        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
         return f"{where}: unknown key; {hint}"
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if detail["type"] == "model_type":

@@ -10,7 +10,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from vaecli.comparison import Comparison, Outcome
+from vaecli.comparison import Comparison
+from vaecli.engine import Outcome
 from vaecli.generation import reconstruct, sample
 from vaecli.likelihoods import LIKELIHOODS
 

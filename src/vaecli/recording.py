@@ -183,7 +183,8 @@ class Recorder:
     def status(self, state: str, reason: str | None = None) -> None:
         """Replace status.json, with the last and best figures."""
         config = self._config
-        identity = {
+        facts = {
+            "identity": config.identity,
             "decoder": config.model.decoder,
             "support": config.model.likelihood.support.value,
             "caveat": config.caveat,
@@ -193,7 +194,7 @@ class Recorder:
             "epochs": config.training.epochs,
         }
         self._noted_at = time.monotonic()
-        self._run.write_status(state=state, reason=reason, **(self._figures | identity))
+        self._run.write_status(state=state, reason=reason, **(self._figures | facts))
 
     def finish(self, state: str, test: Images) -> None:
         """Keep the final checkpoint, a picture of samples, test images for TensorBoard's projector, and the status."""

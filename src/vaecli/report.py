@@ -13,8 +13,9 @@ import jinja2
 import numpy as np
 
 from vaecli import figures
-from vaecli.comparison import Comparison, Outcome
+from vaecli.comparison import Comparison
 from vaecli.configfile import dump_config
+from vaecli.engine import Outcome
 from vaecli.errors import VaecliError
 from vaecli.evaluation import LOOSE
 from vaecli.files import write_atomically, write_json, write_text

@@ -45,7 +45,7 @@ def compare_decoders(
     base = load_config(config, settings or [])
     names = _names(decoders)
     directory = out or runs_dir / "comparisons" / (base.name or "default")
-    from vaecli.cli.progress import tally
+    from vaecli.cli.progress import board
     from vaecli.comparison import compare, member
 
     silent = quiet or as_json
@@ -53,10 +53,10 @@ def compare_decoders(
         note(caveat)
     if jobs > (os.cpu_count() or 1):
         note(f"--jobs {jobs}: there are {os.cpu_count()} cores")
-    with StopOnSignal() as stop, tally(quiet=silent) as tell:
+    with StopOnSignal() as stop, board(("model.decoder", "seed"), quiet=silent) as watch:
         compared = compare(
             base, names, seeds, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, k=k,
-            tell=tell, stop=stop,
+            watch=watch, stop=stop,
         )  # fmt: skip
     from vaecli.report import write_report
 

@@ -7,17 +7,19 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vaecli.settings import label
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
+    from vaecli.engine import News, Outcome, Watch
     from vaecli.recording import Report
     from vaecli.runs import Run
 
 SECONDS_PER_LINE = 5.0
-AT_ONCE = 1.0
-"""Seconds within which a run is told of that had been done before, and says nothing about the time left."""
 
 
 class Watcher:
@@ -105,44 +107,77 @@ def stages(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 @contextmanager
-def tally(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
-    """Takes how many runs are done, of how many, and a line about the last: a line each, above a bar on a terminal."""
+def board(keys: Sequence[str], *, quiet: bool) -> Iterator[Watch]:
+    """Shows how many runs have come how far: a line for each that ends, and below them, on a terminal, a table.
+
+    Args:
+        keys: The settings by which the runs are told apart.
+        quiet: Show nothing.
+    """
     if quiet:
-        yield lambda done, total, line: None  # noqa: ARG005
-        return
-    began = last = time.monotonic()
-    n_worked = 0
+        yield lambda news: None  # noqa: ARG005
+    elif not sys.stderr.isatty():
+        shown = 0
 
-    def left(done: int, total: int) -> str:
-        nonlocal last, n_worked
-        now = time.monotonic()
-        n_worked += now - last > AT_ONCE
-        last = now
-        return f"{clock((now - began) / n_worked * (total - done))} left" if n_worked else "complete already"
+        def write(news: News) -> None:
+            nonlocal shown
+            for n, outcome in enumerate(news.outcomes[shown:], start=shown + 1):
+                print(
+                    f"{n}/{len(news.configs)}  {_outcome_line(outcome, keys)}{_left(news)}", file=sys.stderr, flush=True
+                )
+            shown = len(news.outcomes)
 
-    if not sys.stderr.isatty():
-        yield lambda done, total, line: print(
-            f"{done}/{total}  {line}  {left(done, total)}", file=sys.stderr, flush=True
-        )
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+        yield write
+    else:
+        from rich.console import Console
+        from rich.live import Live
 
-    columns = (
-        SpinnerColumn(),
-        MofNCompleteColumn(),
-        BarColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.description}"),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("training and evaluating", total=None)
+        with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as live:
+            told = 0
 
-        def move(done: int, total: int, line: str) -> None:
-            progress.console.print(f"{done}/{total}  {line}", highlight=False)
-            progress.update(task, completed=done, total=total, description=left(done, total))
+            def draw(news: News) -> None:
+                nonlocal told
+                for n, outcome in enumerate(news.outcomes[told:], start=told + 1):
+                    live.console.print(f"{n}/{len(news.configs)}  {_outcome_line(outcome, keys)}", highlight=False)
+                told = len(news.outcomes)
+                live.update(_table(news, keys))
 
-        yield move
+            yield draw
+
+
+def _table(news: News, keys: Sequence[str]) -> Table:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    waiting = len(news.configs) - len(news.outcomes) - len(news.running)
+    counts = f"{len(news.outcomes)} done, {len(news.running)} running, {waiting} waiting, {news.failed} failed"
+    table.add_row("runs", counts + _left(news))
+    for i in news.running:
+        table.add_row("running", label(news.configs[i], keys))
+    for support, best in _best(news).items():
+        table.add_row("best", f"{support}: {_outcome_line(best, keys)}")
+    return table
+
+
+def _best(news: News) -> dict[str, Outcome]:
+    """The highest ELBO of each support: those of two supports cannot be compared."""
+    best: dict[str, Outcome] = {}
+    for outcome in news.outcomes:
+        if outcome.error is None:
+            support = outcome.config.model.likelihood.support.value
+            if support not in best or outcome.figures["elbo"] > best[support].figures["elbo"]:
+                best[support] = outcome
+    return best
+
+
+def _outcome_line(outcome: Outcome, keys: Sequence[str]) -> str:
+    what = outcome.error or f"ELBO {outcome.figures['elbo']:.2f} nats (test)"
+    what += f" ({outcome.figures['caveat']})" if outcome.figures.get("caveat") else ""
+    return f"{label(outcome.config, keys)}: {what}"
+
+
+def _left(news: News) -> str:
+    return "" if news.seconds_left is None else f"  {clock(news.seconds_left)} left"
 
 
 def _lines() -> Callable[[str, int, int], None]:
