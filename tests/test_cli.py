@@ -160,6 +160,31 @@ def test_a_comparison_says_once_what_has_no_effect(vae, config):
     assert [line[:3] for line in err.splitlines() if "ELBO" in line] == ["1/3", "2/3", "3/3"]
 
 
+def test_sweep(vae, config, tmp_path):
+    spec = tmp_path / "sizes.yaml"
+    values = {"base": "small.yaml", "grid": {"model.latent_dim": [1, 2]}, "evaluation": {"k": 2, "binarised": False}}
+    spec.write_text(yaml.safe_dump(values))
+    assert vae("sweep", spec, "--dry-run")[:2] == (0, "latent_dim 1\nlatent_dim 2\n")
+    assert json.loads(vae("sweep", spec, "--dry-run", "--json")[1]) == {
+        "runs": [{"model.latent_dim": 1}, {"model.latent_dim": 2}]
+    }
+    code, out, err = vae("sweep", spec)
+    assert (code, out) == (0, "runs/sweeps/sizes/report.html\n")
+    assert "vae: 2 runs, 1 at a time, each on 1 threads" in err
+    assert [line.split(":")[0] for line in err.splitlines() if "ELBO" in line] == [
+        "1/2  latent_dim 1",
+        "2/2  latent_dim 2",
+    ]
+    code, out, _ = vae("sweep", spec, "--json")
+    assert [run["model.latent_dim"] for run in json.loads(out)["runs"]] == [1, 2]
+    spec.write_text(yaml.safe_dump(values | {"grid": {"optimizer.learning_rate": [1e-3, 1e30]}}))
+    code, _, err = vae("sweep", spec, "--out", "diverging")
+    assert code == 5
+    assert "again with: vae train --config " in err
+    code, _, err = vae("sweep", "nothing.yaml")
+    assert (code, err) == (2, "vae: nothing.yaml: no such sweep; it is a YAML file with a grid of settings\n")
+
+
 def test_an_ill_posed_bound_says_so(vae, config):
     settings = ("model.decoder=gaussian", "data.dequantize=false", "model.min_log_sigma=null")
     _, _, err = vae("train", "--config", config, *settings)

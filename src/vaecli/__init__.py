@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vaecli.generation import encode, interpolate, manifold, reconstruct, sample
     from vaecli.report import write_report
     from vaecli.runs import Run, load_run
+    from vaecli.sweep import load_sweep, run_sweep
     from vaecli.training import resume, train
 
 _HOMES = {
@@ -36,16 +37,18 @@ _HOMES = {
     "interpolate": "generation",
     "load_config": "configfile",
     "load_run": "runs",
+    "load_sweep": "sweep",
     "manifold": "generation",
     "reconstruct": "generation",
     "resume": "training",
+    "run_sweep": "sweep",
     "sample": "generation",
     "train": "training",
     "write_report": "report",
 }
 __all__ = [
     "Config", "Run", "VaecliError", "compare", "encode", "evaluate", "interpolate", "load_config", "load_run",
-    "manifold", "reconstruct", "resume", "sample", "train", "write_report",
+    "load_sweep", "manifold", "reconstruct", "resume", "run_sweep", "sample", "train", "write_report",
 ]  # fmt: skip
 
 

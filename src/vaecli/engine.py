@@ -8,8 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass, field
 from multiprocessing.queues import SimpleQueue
@@ -26,8 +25,6 @@ from vaecli.runs import Run, list_runs
 from vaecli.sources import fingerprint
 from vaecli.stopping import Stop, never
 
-ATTEMPTS = 2
-"""How often a run is begun whose process is killed: by the system, for want of memory, or by a fault of a library."""
 AT_ONCE = 1.0
 """Seconds within which a run ends that had been done before; it says nothing about the time that others take."""
 
@@ -153,17 +150,21 @@ def run_all(
         DataError: Images cannot be read.
         InterruptedRunError: `stop` said so; the same call goes on.
     """
-    known = {name: known_runs(work.runs_dir, fingerprint(name)) for name in {config.data.name for config in configs}}
-    tasks = [Task(config, known[config.data.name].get(config.identity), work) for config in configs]
-    board = _Board(tuple(configs), min(jobs, len(tasks)), watch)
+    board = _Board(tuple(configs), min(jobs, len(configs)), watch)
     if board.jobs <= 1:
-        for i, outcome in _in_this_process(tasks, threads, board, stop):
+        for i, outcome in _in_this_process(_tasks(configs, work), threads, board, stop):
             board.ended(i, outcome)
     else:
         share = threads or max(1, (os.cpu_count() or 1) // board.jobs)
-        for i, outcome in _in_processes(tasks, share, board, stop):
+        for i, outcome in _in_processes(configs, work, share, board, stop):
             board.ended(i, outcome)
     return tuple(outcome for _, outcome in sorted(board.outcomes.items()))
+
+
+def _tasks(configs: Sequence[Config], work: Work) -> list[Task]:
+    """What is to be done, and what of it was begun before. Raises DataError."""
+    known = {name: known_runs(work.runs_dir, fingerprint(name)) for name in {config.data.name for config in configs}}
+    return [Task(config, known[config.data.name].get(config.identity), work) for config in configs]
 
 
 class _Board:
@@ -210,38 +211,58 @@ def _in_this_process(
         yield i, _complete(task, stop)
 
 
-def _in_processes(tasks: Sequence[Task], threads: int, board: _Board, stop: Stop) -> Iterator[tuple[int, Outcome]]:
-    """Every outcome as it comes. Where a process is killed, those that are left get new ones."""
-    context = multiprocessing.get_context("spawn")
-    attempts: Counter[int] = Counter()
-    left = set(range(len(tasks)))
+def _in_processes(
+    configs: Sequence[Config], work: Work, threads: int, board: _Board, stop: Stop
+) -> Iterator[tuple[int, Outcome]]:
+    """Every outcome as it comes, from processes that each serve many runs.
+
+    When one is killed, by the system or by a fault of a library, all that were at work end with it. Each of their runs
+    then goes on alone, so that the one that kills its process takes no other with it.
+    """
+    left, suspects = set(range(len(configs))), set[int]()
     while left:
-        stopping, begun = context.Event(), context.SimpleQueue()
-        arguments = (threads, stopping, begun)
-        with ProcessPoolExecutor(board.jobs, context, _start_worker, arguments) as pool:
-            waiting: dict[Future[Outcome], int] = {
-                pool.submit(_complete_in_worker, i, tasks[i]): i for i in sorted(left)
-            }
-            while waiting:
-                if stop():
-                    stopping.set()
-                    pool.shutdown(cancel_futures=True)
-                    raise InterruptedRunError("stopped; every run was checkpointed, and the same command goes on")
-                ended, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-                while not begun.empty():
-                    i = begun.get()
-                    attempts[i] += 1
-                    board.began(i)
-                for future in ended:
-                    i, error = waiting.pop(future), future.exception()
-                    if isinstance(error, BrokenExecutor):
-                        if i in board.running and attempts[i] >= ATTEMPTS:
-                            left.remove(i)
-                            yield i, Outcome(tasks[i].config, None, error=f"its process was killed {ATTEMPTS} times")
-                        board.running.pop(i, None)
-                    else:
-                        left.remove(i)
-                        yield i, future.result()
+        chosen = {min(suspects)} if suspects else left
+        jobs = 1 if suspects else board.jobs
+        cut: list[int] = []
+        before, tasks = len(left), _tasks(configs, work)
+        for i, outcome in _in_a_pool({i: tasks[i] for i in sorted(chosen)}, jobs, threads, board, stop):
+            if outcome is None:
+                cut.append(i)
+            else:
+                left.remove(i)
+                yield i, outcome
+        if not cut and len(left) == before:
+            raise VaecliError("the processes that should do the runs end as soon as they begin; try --jobs 1")
+        if suspects and cut:
+            left -= suspects & set(cut)
+            yield cut[0], Outcome(configs[cut[0]], None, error="its process was killed twice")
+        suspects = (suspects - chosen) if suspects else set(cut)
+
+
+def _in_a_pool(
+    tasks: Mapping[int, Task], jobs: int, threads: int, board: _Board, stop: Stop
+) -> Iterator[tuple[int, Outcome | None]]:
+    """Outcomes as they come, until all tasks have one or a process is killed; None for those that it was killed at."""
+    context = multiprocessing.get_context("spawn")
+    stopping, begun = context.Event(), context.SimpleQueue()
+    with ProcessPoolExecutor(jobs, context, _start_worker, (threads, stopping, begun)) as pool:
+        waiting: dict[Future[Outcome], int] = {
+            pool.submit(_complete_in_worker, i, task): i for i, task in tasks.items()
+        }
+        while waiting:
+            if stop():
+                stopping.set()
+                pool.shutdown(cancel_futures=True)
+                raise InterruptedRunError("stopped; every run was checkpointed, and the same command goes on")
+            ended, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not begun.empty():
+                board.began(begun.get())
+            for future in ended:
+                i = waiting.pop(future)
+                if not isinstance(future.exception(), BrokenExecutor):
+                    yield i, future.result()
+                elif board.running.pop(i, None) is not None:
+                    yield i, None
 
 
 _stopping: Event | None = None

@@ -3,7 +3,7 @@
 import base64
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -95,6 +95,19 @@ def write_report(comparison: Comparison, out: Path) -> dict[str, Any]:
         "curves": figures.png(figures.curves(comparison)),
         "bridges": figures.png(figures.bridges(comparison)),
     }
+    results = _results(comparison, content)
+    write_files(out, "report", content, pictures, results)
+    return results
+
+
+def write_files(
+    out: Path, template: str, content: dict[str, Any], pictures: dict[str, bytes], results: dict[str, Any]
+) -> None:
+    """Write a report's files, from a template of that name, with its pictures both inside and beside it.
+
+    Raises:
+        VaecliError: A file cannot be written.
+    """
     embedded = {name: base64.b64encode(picture).decode() for name, picture in pictures.items()}
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("vaecli"),
@@ -103,19 +116,17 @@ def write_report(comparison: Comparison, out: Path) -> dict[str, Any]:
         lstrip_blocks=True,
     )
     templates.filters["p_value"] = _p_value
-    results = _results(comparison, content)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for name, picture in pictures.items():
             write_atomically(out / "figures" / f"{name}.png", _writer(picture))
         for kind in ("html", "md"):
-            text = templates.get_template(f"report.{kind}.j2").render(content, embedded=embedded)
+            text = templates.get_template(f"{template}.{kind}.j2").render(content, embedded=embedded)
             write_text(out / f"report.{kind}", text)
         write_text(out / "results.csv", _csv(results["runs"]))
         write_json(out / "results.json", results)
     except OSError as error:
         raise VaecliError(f"{error.filename or out}: cannot be written: {error.strerror}") from error
-    return results
 
 
 def _writer(content: bytes) -> Callable[[Any], object]:
@@ -135,7 +146,7 @@ def _content(comparison: Comparison) -> dict[str, Any]:
         "differences": differences,
         "rankings": _rankings(comparison, differences),
         "warnings": _warnings(comparison),
-        "failed": comparison.failed,
+        "failed": [f"{o.decoder}, seed {o.seed}: {o.error}" for o in comparison.failed],
         "config": dump_config(comparison.base).rstrip(),
         "level": LEVEL,
     }
@@ -154,11 +165,30 @@ def _groups(comparison: Comparison) -> dict[str, tuple[str, ...]]:
 
 
 def _table(comparison: Comparison, decoders: tuple[str, ...], columns: tuple[Column, ...]) -> dict[str, Any]:
-    rows = []
-    for decoder in decoders:
-        cells = [_cell(comparison.values(decoder, column.key), column.digits) for column in columns]
-        rows.append({"decoder": decoder, "n": len(comparison.of(decoder)), "cells": cells})
-    return {"columns": columns, "rows": rows}
+    return table({(decoder,): comparison.of(decoder) for decoder in decoders}, ("decoder",), columns)
+
+
+def table(
+    groups: Mapping[tuple[str, ...], Sequence[Outcome]], names: tuple[str, ...], columns: tuple[Column, ...]
+) -> dict[str, Any]:
+    """Rows of figures over the runs of each group, as the templates show them.
+
+    Args:
+        groups: Runs without errors, by the labels of their row.
+        names: Of the labels.
+        columns: Which figures.
+    """
+    rows = [
+        {"labels": labels, "n": len(outcomes), "cells": [_cell(values(outcomes, c.key), c.digits) for c in columns]}
+        for labels, outcomes in groups.items()
+    ]
+    return {"names": names, "columns": columns, "rows": rows}
+
+
+def values(outcomes: Sequence[Outcome], name: str) -> list[float]:
+    """A figure over runs; empty where one has none."""
+    found = [outcome.figures.get(name) for outcome in outcomes]
+    return [] if None in found else [float(value) for value in found if value is not None]
 
 
 def _cell(values: list[float], digits: int) -> str:
@@ -227,14 +257,18 @@ def _p_value(p: float | None) -> str:
 
 
 def _warnings(comparison: Comparison) -> list[str]:
-    """Each warning once, with the decoders it is about."""
+    return warnings({decoder: comparison.of(decoder) for decoder in comparison.decoders})
+
+
+def warnings(groups: Mapping[str, Sequence[Outcome]]) -> list[str]:
+    """What to know before reading figures: each warning once, with the groups of runs that it is about."""
     about: dict[str, list[str]] = {}
-    for decoder in comparison.decoders:
-        found = [_warnings_of(outcome) for outcome in comparison.of(decoder)]
-        for text in dict.fromkeys(warning for warnings in found for warning in warnings):
-            n = sum(text in warnings for warnings in found)
-            about.setdefault(text, []).append(f"{decoder} ({n} of {len(found)} runs)")
-    return [f"{text}: {', '.join(decoders)}" for text, decoders in about.items()]
+    for name, outcomes in groups.items():
+        found = [_warnings_of(outcome) for outcome in outcomes]
+        for text in dict.fromkeys(warning for one in found for warning in one):
+            n = sum(text in one for one in found)
+            about.setdefault(text, []).append(f"{name} ({n} of {len(found)} runs)")
+    return [f"{text}: {', '.join(names)}" for text, names in about.items()]
 
 
 def _warnings_of(outcome: Outcome) -> list[str]:
@@ -253,11 +287,7 @@ def _warnings_of(outcome: Outcome) -> list[str]:
 
 
 def _results(comparison: Comparison, content: dict[str, Any]) -> dict[str, Any]:
-    runs = [
-        {"decoder": o.decoder, "seed": o.seed, "run": None if o.run is None else str(o.run.path), "error": o.error}
-        | {key: value for key, value in o.figures.items() if key not in {"run", "decoder", "seed", "path"}}
-        for o in comparison.outcomes
-    ]
+    runs = [{"decoder": o.decoder, "seed": o.seed} | figures_of(o) for o in comparison.outcomes]
     return {
         "base": comparison.base.model_dump(mode="json"),
         "decoders": comparison.decoders,
@@ -267,6 +297,12 @@ def _results(comparison: Comparison, content: dict[str, Any]) -> dict[str, Any]:
         "differences": [asdict(d) | {"holds": d.holds} for d in content["differences"]],
         "warnings": content["warnings"],
     }
+
+
+def figures_of(outcome: Outcome) -> dict[str, Any]:
+    """A run's line in the results: where it is, what went wrong, and every figure of its evaluation."""
+    figures = {k: v for k, v in outcome.figures.items() if k not in {"run", "decoder", "seed", "path"}}
+    return {"run": None if outcome.run is None else str(outcome.run.path), "error": outcome.error} | figures
 
 
 def _csv(runs: list[dict[str, Any]]) -> str:

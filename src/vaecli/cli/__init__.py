@@ -17,6 +17,7 @@ def main() -> None:
         "train",
         "evaluate",
         "compare",
+        "sweep",
         "generate",
         "runs",
         "configs",
