@@ -4,6 +4,7 @@ The work: N images of 784 grey levels, binarised anew for each minibatch of M (p
 them grey), q(z|x) and p(x|z) with one hidden layer of H units, Z latent dimensions, L samples, Bernoulli, Adam.
 """
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 PIXELS = 784
+EPOCHS_OF_PICTURES = 5
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,10 @@ def floor_adam(work: Work) -> Epochs:
 
 
 def vaecli(work: Work) -> Epochs:
-    """`vae train`, with everything it writes: the loop pauses where it reports the end of an epoch."""
+    """`vae train`, with everything it writes: the loop pauses where it reports the end of an epoch.
+
+    It begins to count after the first epochs, each of which logs pictures; from then on every fifth does.
+    """
     import threading
 
     from vaecli.configfile import load_config
@@ -136,10 +141,11 @@ def vaecli(work: Work) -> Epochs:
             train(config, runs_dir=Path(directory), report=report)
 
         threading.Thread(target=run, daemon=True).start()
-        while True:
+        for epoch in itertools.count(1):
             go.release()
             done.acquire()
-            yield
+            if epoch > EPOCHS_OF_PICTURES:
+                yield
 
 
 def importance_floor(work: Work) -> Epochs:

@@ -11,12 +11,18 @@ from torch import nn
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-def perceptron(sizes: Sequence[int], activation: Literal["relu", "tanh"]) -> nn.Sequential:
+class _Linear(nn.Linear):
+    """A linear layer that does not draw its parameters, which would change the global generator."""
+
+    def reset_parameters(self) -> None:
+        """Leave them as they are: `initialise` draws them."""
+
+
+def perceptron(sizes: Sequence[int], activation: Literal["relu", "tanh"], device: str = "cpu") -> nn.Sequential:
     """Linear layers of `sizes` = (inputs, hidden ..., outputs) with the activation between; no parameter is drawn."""
     layers: list[nn.Module] = []
-    device = torch.get_default_device()
     for n_in, n_out in pairwise(sizes):
-        layers += [nn.utils.skip_init(nn.Linear, n_in, n_out, device=device), ACTIVATIONS[activation]()]
+        layers += [_Linear(n_in, n_out, device=device), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 

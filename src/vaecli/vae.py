@@ -52,7 +52,7 @@ def build_vae(
         generator: Draws the initial parameters; on the CPU.
         mean_image: The mean training image in units of the 0..1 pixel, for `init: mean_image`.
     """
-    vae = _assemble(config, n_pixels)
+    vae = _assemble(config, n_pixels, "cpu")
     initialise(vae, "normal" if config.init == "normal" else "torch", generator)
     if config.init == "mean_image" and mean_image is not None:
         vae.decoder.start_at(mean_image)
@@ -61,16 +61,15 @@ def build_vae(
 
 def outline(config: ModelConfig, n_pixels: int) -> VAE:
     """The VAE that a config describes in shape only, on the meta device: it takes no memory, however large."""
-    with torch.device("meta"):
-        return _assemble(config, n_pixels)
+    return _assemble(config, n_pixels, "meta")
 
 
-def _assemble(config: ModelConfig, n_pixels: int) -> VAE:
+def _assemble(config: ModelConfig, n_pixels: int, device: str) -> VAE:
     likelihood = config.likelihood
     decoder_class: type[Conditional] = getattr(distributions, likelihood.class_name)
     settings = {name: getattr(config, name) for name in likelihood.settings}
     z, hidden = config.latent_dim, config.hidden_dim
-    encoder = Gaussian(perceptron((n_pixels, *hidden, 2 * z), config.activation))
+    encoder = Gaussian(perceptron((n_pixels, *hidden, 2 * z), config.activation, device))
     outputs = decoder_class.n_params * n_pixels
-    decoder = decoder_class(perceptron((z, *reversed(hidden), outputs), config.activation), **settings)
+    decoder = decoder_class(perceptron((z, *reversed(hidden), outputs), config.activation, device), **settings)
     return VAE(encoder, decoder, z)
