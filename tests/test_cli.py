@@ -160,6 +160,27 @@ def test_a_comparison_says_once_what_has_no_effect(vae, config):
     assert [line[:3] for line in err.splitlines() if "ELBO" in line] == ["1/3", "2/3", "3/3"]
 
 
+def test_runs_are_chosen_sorted_and_compared(vae, config):
+    for settings in (["seed=1"], ["seed=2", "model.latent_dim=2"], ["model.decoder=i-gaussian"]):
+        assert vae("train", "--config", config, "-q", *settings)[0] == 0
+    listed = json.loads(vae("runs", "ls", "--json", "--where", "model.decoder=bernoulli", "--where", "seed=2")[1])[
+        "runs"
+    ]
+    assert [run["seed"] for run in listed] == [2]
+    assert "no such runs" in vae("runs", "ls", "--where", "seed=9")[2]
+    found = json.loads(vae("runs", "ls", "--json", "--sort", "elbo")[1])["runs"]
+    assert [run["support"] for run in found] == ["binary", "binary", "unit interval"]
+    assert found[0]["best"]["elbo"] > found[1]["best"]["elbo"]
+    code, _, err = vae("runs", "ls", "--where", "model.decodr=x")
+    assert (code, "'model.decodr=x': is no KEY=VALUE of a config" in err) == (2, True)
+    one, two = sorted((run["run"] for run in found[:2]), key=lambda path: path.endswith("s2"))
+    lines = vae("runs", "diff", one, two)[1].splitlines()
+    assert [line.split()[0] for line in lines[1:3]] == ["model.latent_dim", "seed"]
+    assert lines[1].split()[1:] == ["3", "2"]
+    different = json.loads(vae("runs", "diff", one, two, "--json")[1])
+    assert different["settings"] == {"model.latent_dim": [3, 2], "seed": [1, 2]}
+
+
 def test_sweep(vae, config, tmp_path):
     spec = tmp_path / "sizes.yaml"
     values = {"base": "small.yaml", "grid": {"model.latent_dim": [1, 2]}, "evaluation": {"k": 2, "binarised": False}}

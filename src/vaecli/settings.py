@@ -1,9 +1,14 @@
 """Settings by their dotted keys, as `model.latent_dim`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import yaml
+
 from vaecli.config import Config
+from vaecli.configfile import all_keys
+from vaecli.errors import UsageError, VaecliError
+from vaecli.runs import Run
 
 
 def setting(config: Config, key: str) -> Any:
@@ -17,3 +22,24 @@ def setting(config: Config, key: str) -> Any:
 def label(config: Config, keys: Sequence[str]) -> str:
     """The settings of these keys in a few words, by the last part of each key: `decoder bernoulli, seed 0`."""
     return ", ".join(f"{key.rpartition('.')[2]} {setting(config, key)}" for key in keys)
+
+
+def matches(conditions: Sequence[str]) -> Callable[[Run], bool]:
+    """Whether a run's config has all of these `KEY=VALUE` settings. Raises UsageError where one is none."""
+    wanted = {}
+    for text in conditions:
+        key, equals, written = text.partition("=")
+        if not equals or key not in all_keys():
+            raise UsageError(f"{text!r}: is no KEY=VALUE of a config; keys: {', '.join(all_keys())}")
+        try:
+            wanted[key] = yaml.safe_load(written)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{text!r}: its value is not valid YAML") from error
+
+    def match(run: Run) -> bool:
+        try:
+            return all(setting(run.config, key) == value for key, value in wanted.items())
+        except VaecliError:
+            return False
+
+    return match

@@ -1,6 +1,6 @@
 """`vae runs`: what has been run."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -9,22 +9,45 @@ from vaecli.cli.app import RUNS, Json, RunsDir, app, examples, note, result
 runs = typer.Typer(
     help="List runs and show what came of them.",
     no_args_is_help=True,
-    epilog=examples("vae runs ls", "vae runs show 20261122-1431"),
+    epilog=examples("vae runs ls", "vae runs show 20261122-1431", "vae runs diff 20261122-1431 20261122-1502"),
 )
 app.add_typer(runs, name="runs")
 
 
-@runs.command("ls", epilog=examples("vae runs ls", "vae runs ls --json | jq '.runs[].best.elbo'"))
-def ls(runs_dir: RunsDir = RUNS, as_json: Json = False) -> None:
-    """List all runs, oldest first, with their best validation ELBO in nats."""
+@runs.command(
+    "ls",
+    epilog=examples(
+        "vae runs ls",
+        "vae runs ls --sort elbo --where model.decoder=bernoulli --where model.latent_dim=20",
+        "vae runs ls --json | jq '.runs[].best.elbo'",
+    ),
+)
+def ls(
+    sort: Annotated[
+        Literal["time", "elbo"], typer.Option("--sort", help="Oldest first, or best first within each support.")
+    ] = "time",
+    where: Annotated[
+        list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help="Only runs with this setting.")
+    ] = None,
+    runs_dir: RunsDir = RUNS,
+    as_json: Json = False,
+) -> None:
+    """List runs with their best validation ELBO in nats."""
     from vaecli.runs import list_runs
+    from vaecli.settings import matches
 
     found = [(run, run.status) for run in list_runs(runs_dir)]
+    if where:
+        wanted = matches(where)
+        found = [(run, status) for run, status in found if wanted(run)]
+    if sort == "elbo":  # bounds of two supports cannot be compared, nor what is no likelihood with what is one
+        found.sort(key=lambda pair: (*(pair[1].get(key) or "" for key in ("support", "caveat")), -_best_elbo(pair[1])))
     if as_json:
         result({"runs": [{"run": str(run.path), **status} for run, status in found]})
         return
     if not found:
-        note(f"no runs in {runs_dir}/ yet; `vae train --config bernoulli.yaml` makes one")
+        none = "no such runs" if where else "no runs"
+        note(f"{none} in {runs_dir}/ yet; `vae train --config bernoulli.yaml` makes one")
         return
     rows = [("run", "state", "epochs", "best ELBO", "at", "")]
     for run, status in found:
@@ -82,6 +105,37 @@ def show(
     if status.get("caveat"):
         lines.append(f"caveat      {status['caveat']}")
     result("\n".join(lines) + "\n\n" + dump_config(run.config).rstrip())
+
+
+@runs.command("diff", epilog=examples("vae runs diff 20261122-1431 20261122-1502"))
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A run directory, a name or a unique prefix of it.")],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other.")],
+    runs_dir: RunsDir = RUNS,
+    as_json: Json = False,
+) -> None:
+    """Show the settings in which two runs differ, and what came of each."""
+    from vaecli.configfile import all_keys
+    from vaecli.runs import find_run
+    from vaecli.settings import setting
+
+    pair = [find_run(reference, runs_dir) for reference in (first, second)]
+    values = {key: [setting(run.config, key) for run in pair] for key in all_keys()}
+    differing = {key: both for key, both in values.items() if both[0] != both[1]}
+    best = [(run.status.get("best") or {}) for run in pair]
+    if as_json:
+        result({"runs": [str(run.path) for run in pair], "settings": differing, "best": best})
+        return
+    shown = {"": [run.name for run in pair]} | differing
+    shown["best ELBO"] = [nats(figures.get("elbo")) for figures in best]
+    rows = [[key, *map(str, both)] for key, both in shown.items()]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    result("\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows))
+
+
+def _best_elbo(status: dict[str, Any]) -> float:
+    elbo = (status.get("best") or {}).get("elbo")
+    return float("-inf") if elbo is None else float(elbo)
 
 
 def nats(value: float | None) -> str:
