@@ -97,7 +97,7 @@ def test_a_comparison_that_is_stopped_goes_on_later(small, tmp_path, jobs):
 def test_a_directory_that_holds_another_comparison(run_comparison, tmp_path):
     run_comparison(("bernoulli",), n_seeds=1)
     kept = (tmp_path / "out" / "comparison.json").read_text()
-    with pytest.raises(UsageError, match="holds the report of another comparison"):
+    with pytest.raises(UsageError, match="holds the results of another comparison"):
         run_comparison(("bernoulli",), n_seeds=1, k=6)
     with pytest.raises(UsageError, match="another comparison"):
         run_comparison(("gaussian",), n_seeds=1)

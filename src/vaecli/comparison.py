@@ -5,10 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vaecli.claims import claim
 from vaecli.config import Config
 from vaecli.engine import Outcome, Watch, Work, ignore, run_all
-from vaecli.errors import UsageError, VaecliError
-from vaecli.files import write_json
 from vaecli.sources import fingerprint
 from vaecli.stopping import Stop, never
 
@@ -78,8 +77,11 @@ def compare(
         InterruptedRunError: `stop` said so.
     """
     seeds = tuple(range(base.seed, base.seed + n_seeds))
-    data = fingerprint(base.data.name)
-    _claim(out, base, data, decoders, seeds, k)
+    shared = json.loads(base.identity)
+    shared["model"].pop("decoder")
+    members = [[decoder, seed] for decoder in decoders for seed in seeds]
+    terms = {"base": shared, "data_sha256": fingerprint(base.data.name), "k": k}
+    claim(out, PLAN, terms, members)
     wanted = [member(base, decoder, seed) for seed in seeds for decoder in decoders]
     outcomes = run_all(wanted, Work(runs_dir, data_dir, k), jobs=jobs, watch=watch, stop=stop)
     in_order = sorted(outcomes, key=lambda o: (decoders.index(o.decoder), o.seed))
@@ -90,26 +92,3 @@ def member(base: Config, decoder: str, seed: int) -> Config:
     """The config of one run of a comparison."""
     model = base.model.model_copy(update={"decoder": decoder})
     return base.model_copy(update={"model": model, "seed": seed, "name": base.name or "comparison"})
-
-
-def _claim(out: Path, base: Config, data: str | None, decoders: Sequence[str], seeds: Sequence[int], k: int) -> None:
-    """Take the report's directory for this comparison, or for a wider one of the same base."""
-    members = [[decoder, seed] for decoder in decoders for seed in seeds]
-    plan = {"base": json.loads(base.identity), "data_sha256": data, "k": k, "members": members}
-    plan["base"]["model"].pop("decoder")
-    what = ("base", "data_sha256", "k")
-    path = out / PLAN
-    try:
-        if path.is_file():
-            old = json.loads(path.read_text())
-            wider = all(member in members for member in old["members"])
-            if any(old[key] != plan[key] for key in what) or not wider:
-                raise UsageError(f"{out}: holds the report of another comparison; name another directory with --out")
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"{out}: is not empty, and not a comparison's; name another directory with --out")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, plan)
-    except OSError as error:
-        raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: cannot be read; name another directory with --out") from error

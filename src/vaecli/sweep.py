@@ -11,11 +11,11 @@ from typing import Annotated, Any
 import yaml
 from pydantic import Field
 
+from vaecli.claims import claim
 from vaecli.config import Config, Section
 from vaecli.configfile import load_config, load_yaml
 from vaecli.engine import Outcome, Watch, Work, ignore, run_all
-from vaecli.errors import ConfigError, UsageError, VaecliError
-from vaecli.files import write_json
+from vaecli.errors import ConfigError
 from vaecli.settings import setting
 from vaecli.sources import fingerprint
 from vaecli.stopping import Stop, never
@@ -142,7 +142,8 @@ def run_sweep(
         InterruptedRunError: `stop` said so; the same call goes on.
     """
     spec = sweep.spec
-    _claim(out, sweep)
+    terms = {"evaluation": spec.evaluation.model_dump(), "data_sha256": fingerprint(sweep.base.data.name)}
+    claim(out, PLAN, terms, [json.loads(config.identity) for config in sweep.configs])
     work = Work(runs_dir, data_dir, spec.evaluation.k, spec.evaluation.binarised)
     outcomes = run_all(sweep.configs, work, jobs=jobs, threads=spec.resources.threads, watch=watch, stop=stop)
     return Swept(sweep, outcomes, data_dir)
@@ -162,25 +163,3 @@ def _beside(base: str, path: Path) -> str:
     """A base beside the spec is found from any directory."""
     beside = path.parent / base
     return str(beside) if beside.is_file() else base
-
-
-def _claim(out: Path, sweep: Sweep) -> None:
-    """Take a directory for this sweep, or for a wider one that has all its runs."""
-    members = [json.loads(config.identity) for config in sweep.configs]
-    data = fingerprint(sweep.base.data.name)
-    plan = {"evaluation": sweep.spec.evaluation.model_dump(), "data_sha256": data, "members": members}
-    path = out / PLAN
-    try:
-        if path.is_file():
-            old = json.loads(path.read_text())
-            same = old["evaluation"] == plan["evaluation"] and old["data_sha256"] == data
-            if not same or any(member not in members for member in old["members"]):
-                raise UsageError(f"{out}: holds the results of another sweep; name another directory with --out")
-        elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UsageError(f"{out}: is not empty, and not a sweep's; name another directory with --out")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(path, plan)
-    except OSError as error:
-        raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: cannot be read; name another directory with --out") from error
