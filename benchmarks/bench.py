@@ -47,13 +47,12 @@ class Contender:
     """A contender's process."""
 
     def __init__(self, name: str, work: Work) -> None:
-        self.name, self.error, self.peak_mib = name, None, 0.0
+        self.peak_mib = 0.0
         command = [sys.executable, str(HERE / "worker.py"), name, json.dumps(asdict(work))]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        answer = self._answer()
-        self.error: str | None = answer.get("error")
+        self.error: str | None = self._answer().get("error")
 
     def epoch(self) -> float:
         """Do one epoch; its seconds."""

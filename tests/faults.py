@@ -50,7 +50,7 @@ class FaultyDisk:
             if mode in {"wb", "ab"}:
                 raw = FaultyFile(file, mode, self)
                 return io.BufferedWriter(raw)
-            assert not set(mode) & set("wax+") or self._is_lock_or_log(mode), mode
+            assert not set(mode) & set("wax+"), mode
             return opened(file, mode, *rest, **more)
 
         self._patch.setattr(os, "open", open_low)
@@ -59,10 +59,6 @@ class FaultyDisk:
 
     def __exit__(self, *error: object) -> None:
         self._patch.undo()
-
-    @staticmethod
-    def _is_lock_or_log(mode: str) -> bool:
-        return mode in {"w+b", "rb+"}
 
     def _faulty(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *arguments, **more: self._do(name, lambda: function(*arguments, **more))

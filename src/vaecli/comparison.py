@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vaecli.claims import claim
 from vaecli.config import Config
-from vaecli.engine import Outcome, Watch, Work, ignore, run_all
+from vaecli.engine import Outcome, Watch, Work, ignore, run_all, values
 from vaecli.sources import fingerprint
 from vaecli.stopping import Stop, never
 
@@ -34,8 +34,7 @@ class Comparison:
 
     def values(self, decoder: str, name: str) -> list[float]:
         """A figure over the seeds of a decoder; empty where the decoder has none."""
-        found = [o.figures.get(name) for o in self.of(decoder)]
-        return [] if None in found else [float(value) for value in found if value is not None]
+        return values(self.of(decoder), name)
 
     @property
     def failed(self) -> list[Outcome]:

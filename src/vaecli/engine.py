@@ -80,6 +80,12 @@ class Outcome:
             return arrays[name].astype(np.float64) if name in arrays.files else None
 
 
+def values(outcomes: Sequence[Outcome], name: str) -> list[float]:
+    """A figure over runs; empty where one has none."""
+    found = [outcome.figures.get(name) for outcome in outcomes]
+    return [] if None in found else [float(value) for value in found if value is not None]
+
+
 @dataclass(frozen=True)
 class News:
     """How far all runs have come."""

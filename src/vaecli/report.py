@@ -15,7 +15,7 @@ import numpy as np
 from vaecli import figures
 from vaecli.comparison import Comparison
 from vaecli.configfile import dump_config
-from vaecli.engine import Outcome
+from vaecli.engine import Outcome, values
 from vaecli.errors import VaecliError
 from vaecli.evaluation import LOOSE
 from vaecli.files import write_atomically, write_json, write_text
@@ -183,12 +183,6 @@ def table(
         for labels, outcomes in groups.items()
     ]
     return {"names": names, "columns": columns, "rows": rows}
-
-
-def values(outcomes: Sequence[Outcome], name: str) -> list[float]:
-    """A figure over runs; empty where one has none."""
-    found = [outcome.figures.get(name) for outcome in outcomes]
-    return [] if None in found else [float(value) for value in found if value is not None]
 
 
 def _cell(values: list[float], digits: int) -> str:
