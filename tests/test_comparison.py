@@ -5,24 +5,29 @@ import time
 import numpy as np
 import pytest
 
-from vaecli import engine, report
+from vaecli import pool, report
 from vaecli.comparison import Comparison, compare, member
 from vaecli.config import Config
-from vaecli.engine import News, Outcome
 from vaecli.errors import DataError, InterruptedRunError, UsageError
+from vaecli.news import News
 from vaecli.report import ACROSS, WITHIN, Difference, write_report
 from vaecli.runs import list_runs
 from vaecli.training import train
+from vaecli.work import Outcome
 
 
 @pytest.fixture
 def run_comparison(small, tmp_path):
     def run(decoders=("bernoulli", "gaussian", "i-gaussian"), n_seeds=2, out="out", jobs=1, k=5, **settings):
-        news: list[News] = []
+        news: list[tuple[int, int, int]] = []  # runs in all, running, ended
+
+        def watch(one: News) -> None:
+            news.append((len(one.configs), len(one.running), len(one.outcomes)))
+
         base = small(training={"epochs": 2}, **settings)
         found = compare(
             base, decoders, n_seeds, tmp_path / out, runs_dir=tmp_path / "runs", jobs=jobs, k=k,
-            watch=news.append,
+            watch=watch,
         )  # fmt: skip
         return found, news
 
@@ -34,8 +39,8 @@ def test_every_decoder_is_trained_and_evaluated_once(run_comparison, tmp_path):
     assert [(o.decoder, o.seed) for o in found.outcomes] == [
         (decoder, seed) for decoder in ("bernoulli", "gaussian", "i-gaussian") for seed in (0, 1)
     ]
-    assert [len(one.outcomes) for one in news if not one.running] == list(range(7))
-    assert {len(one.configs) for one in news} == {6}
+    assert [ended for _, running, ended in news if not running] == list(range(7))
+    assert {n for n, _, _ in news} == {6}
     assert not found.failed
     before = {run.path: (run.last.stat().st_mtime_ns, run.metrics) for run in list_runs(tmp_path / "runs")}
     again, _ = run_comparison()
@@ -60,14 +65,14 @@ def test_jobs_change_nothing_but_the_time(run_comparison, tmp_path):
 
 
 def test_a_run_that_fails_takes_no_other_with_it(run_comparison, tmp_path, monkeypatch):
-    complete = engine._complete
+    complete = pool.complete
 
     def fail(task, stop):
         if task.config.model.decoder == "gaussian":
             return Outcome(task.config, None, error="training diverged: at step 3")
         return complete(task, stop)
 
-    monkeypatch.setattr(engine, "_complete", fail)
+    monkeypatch.setattr(pool, "complete", fail)
     found, _ = run_comparison(n_seeds=1)
     assert [o.decoder for o in found.failed] == ["gaussian"]
     results = write_report(found, tmp_path / "out")

@@ -2,22 +2,26 @@ import csv
 import json
 import multiprocessing
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from identical import traces
-from vaecli import engine
+from vaecli import pool
 from vaecli.config import Config
 from vaecli.configfile import dump_config
-from vaecli.engine import Outcome, Work, run_all
+from vaecli.devices import prefer_gpu
+from vaecli.engine import run_all
 from vaecli.errors import ConfigError, UsageError, VaecliError
 from vaecli.runs import list_runs
 from vaecli.settings import label, setting
 from vaecli.sweep import Swept, load_sweep, run_sweep
 from vaecli.sweepreport import write_sweep_report
 from vaecli.training import train
+from vaecli.work import Outcome, Resources, Work, done_before, tasks
 
 
 @pytest.fixture
@@ -139,7 +143,9 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on_to_the_same_bit
             kill_workers()
         return False
 
-    outcomes = run_all(configs, Work(tmp_path / "runs", k=2, binarised=False), jobs=2, threads=1, stop=kill_once)
+    outcomes = run_all(
+        configs, Work(tmp_path / "runs", k=2, binarised=False), jobs=2, resources=Resources(), stop=kill_once
+    )
     assert killed
     assert [outcome.error for outcome in outcomes] == [None] * 3
     assert len(list_runs(tmp_path / "runs")) == 3
@@ -154,7 +160,7 @@ def test_a_run_that_kills_its_process_fails_alone(small, tmp_path):
 
     configs = [small(seed=seed, training={"epochs": 3000 if seed == 0 else 2}) for seed in range(2)]
     work = Work(tmp_path / "runs", k=2, binarised=False)
-    first, second = run_all(configs, work, jobs=2, threads=1, stop=kill_always)
+    first, second = run_all(configs, work, jobs=2, resources=Resources(), stop=kill_always)
     assert first.error == "its process was killed twice"
     assert second.error is None
 
@@ -164,7 +170,7 @@ def _fail(*arguments: object) -> None:
 
 
 def test_processes_that_cannot_begin_are_an_error_and_no_endless_loop(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "_start_worker", _fail)
+    monkeypatch.setattr(pool, "_start_worker", _fail)
     configs = [small(seed=seed) for seed in range(2)]
     with pytest.raises(VaecliError, match="end as soon as they begin; try --jobs 1"):
         run_all(configs, Work(tmp_path / "runs"), jobs=2)
@@ -193,3 +199,35 @@ def test_a_plot_has_a_line_for_every_choice_and_a_chart_for_every_support(write,
     assert content.count("### ") == 2
     assert "| bernoulli | 1 | 2 | -99.50 ± 6.35 |" in content  # t interval of -100 and -99: 12.706 · 0.5
     assert json.loads((tmp_path / "results.json").read_text())["spec"]["grid"]["seed"] == [0, 1]
+
+
+def test_what_is_done_already_is_told_at_once_and_starts_nothing(small, tmp_path, monkeypatch):
+    work = Work(tmp_path / "runs", k=2, binarised=False)
+    configs = [small(seed=0), small(seed=1, data={"validation": 0})]
+    first = run_all(configs, work)
+    monkeypatch.setattr("vaecli.pool.complete", None)
+    monkeypatch.setattr("vaecli.pool.ProcessPoolExecutor", None)
+    assert run_all(configs, work, jobs=2) == first
+    assert all(outcome.error is None for outcome in first)
+
+
+def test_a_known_run_whose_evaluation_is_damaged_or_another_is_not_done(small, tmp_path):
+    config, work = small(), Work(tmp_path / "runs", k=2, binarised=False)
+    (done,) = run_all([config], work)
+    (task,) = tasks([config], work)
+    assert done_before(task) == done
+    assert done_before(replace(task, work=replace(work, k=3))) is None
+    assert done_before(replace(task, known=None)) is None
+    evaluation = Path(done.figures["path"])
+    evaluation.write_text(evaluation.read_text()[:-20])
+    assert done_before(task) is None
+
+
+@pytest.mark.parametrize(("n_gpus", "chosen"), [(0, []), (1, []), (4, [0, 1, 2, 3, 0, 1])])
+def test_gpus_go_round_among_processes_where_there_are_several(monkeypatch, n_gpus, chosen):
+    found: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    for number in range(6):
+        prefer_gpu(number)
+    assert found == chosen

@@ -25,9 +25,8 @@ from vaecli.files import lock
 from vaecli.objectives import kl_weight, log_evidence, objective
 from vaecli.observations import Batch, observation
 from vaecli.randomness import generator
-from vaecli.runs import LOCK, create_run, load_run
+from vaecli.runs import EVENTS, LOCK, create_run, load_run
 from vaecli.stopping import Limit
-from vaecli.tracking import EVENTS
 from vaecli.training import learning_rate, resume, train
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from vaecli.claims import claim
 from vaecli.config import Config
-from vaecli.engine import Outcome, Watch, Work, ignore, run_all, values
+from vaecli.engine import run_all
+from vaecli.news import Watch, ignore
 from vaecli.sources import fingerprint
 from vaecli.stopping import Stop, never
+from vaecli.work import Outcome, Work, values
 
 TUTORIAL = ("gaussian", "i-gaussian", "bernoulli")
 """The decoders that the usual tutorial compares."""

@@ -50,13 +50,12 @@ class _Source:
         return self.places.get(key, self.places[""])
 
 
-def load_config(source: str | Path | None = None, overrides: Sequence[str] = (), place: str = "command line") -> Config:
+def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """Read a config: defaults, then the file, then `KEY=VALUE` overrides.
 
     Args:
         source: A path, or the name of a shipped config with or without `.yaml`; None for the defaults.
         overrides: Settings such as `model.latent_dim=10`; values are YAML.
-        place: Where the overrides come from, for the messages.
 
     Raises:
         ConfigError: Listing everything that is wrong, each with its place and what would be right.
@@ -65,7 +64,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = (),
     read = _Source(places={"": "config"}) if path is None else _read(path)
     if path is not None and not read.problems and "name" not in read.values:
         read.values["name"] = _run_name(path)
-    return _validate(Config, read, overrides, place)
+    return _validate(Config, read, overrides)
 
 
 def load_yaml(path: Path, model: type[Model]) -> Model:
@@ -73,9 +72,9 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
     return _validate(model, _read(path), ())
 
 
-def override(config: Config, overrides: Sequence[str]) -> Config:
-    """The config with `KEY=VALUE` settings replaced. Raises ConfigError as `load_config` does."""
-    return _validate(Config, _Source(values=config.model_dump(), places={"": "config"}), overrides)
+def override(config: Config, overrides: Sequence[str], place: str = "command line") -> Config:
+    """The config with `KEY=VALUE` settings from some place replaced. Raises ConfigError as `load_config` does."""
+    return _validate(Config, _Source(values=config.model_dump(), places={"": "config"}), overrides, place)
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:

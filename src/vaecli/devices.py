@@ -34,6 +34,12 @@ def available_devices() -> list[str]:
     return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
+def prefer_gpu(number: int) -> None:
+    """Let `cuda` mean another GPU in each of several processes, if there are several: number modulo how many."""
+    if torch.cuda.device_count() > 1:
+        torch.cuda.set_device(number % torch.cuda.device_count())
+
+
 def flush_subnormals() -> None:
     """Treat subnormal floats as zero on the CPU.
 

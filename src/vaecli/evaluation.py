@@ -181,10 +181,8 @@ def evaluation_path(
 
     Beside the JSON, an .npz of the same name holds the figures of every image, for paired comparisons.
     """
-    name = f"{run.checkpoint_path.stem}-step{run.checkpoint.progress.step}-{split}-k{k}"
-    name += "" if limit is None else f"-first{limit}"
-    name += f"-seed{seed}" + ("" if binarised else "-no-binarised")
-    return run.path / "evaluations" / f"{name}.json"
+    step = run.checkpoint.progress.step
+    return run.evaluation_path(step, k=k, split=split, limit=limit, seed=seed, binarised=binarised)
 
 
 @dataclass(frozen=True)

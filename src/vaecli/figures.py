@@ -11,9 +11,9 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from vaecli.comparison import Comparison
-from vaecli.engine import Outcome
 from vaecli.generation import reconstruct, sample
 from vaecli.likelihoods import LIKELIHOODS
+from vaecli.work import Outcome
 
 COLOURS = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
 COLUMNS, ROWS = 5, 3

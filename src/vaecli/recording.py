@@ -32,7 +32,7 @@ SECONDS_PER_CHECKPOINT = 15.0
 SECONDS_PER_STATUS = 1.0
 SAMPLES, RECONSTRUCTIONS = 50, 30
 """Images in each picture."""
-STATUS_FIGURES = ("epoch", "elbo", "log_likelihood", "kl", "active_units", "pixels_at_floor")
+STATUS_FIGURES = ("epoch", "step", "elbo", "log_likelihood", "kl", "active_units", "pixels_at_floor")
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ class Recorder:
         self._logs.train.scalars({"optimizer/learning_rate": progress.learning_rate}, progress.images)
         self._figures |= {
             "epoch": progress.epoch,
+            "step": progress.step,
             "images": progress.images,
             "seconds": row["seconds"],
             "train": curves,
@@ -233,7 +234,7 @@ class Recorder:
         self._logs.validation.scalars(diagnostics, progress.images)
         heights = sorted(bound.kl_per_dimension.tolist(), reverse=True)
         self._logs.validation.bars("latent/kl_per_dimension", heights, progress.images)
-        self._figures["last"] = {"epoch": progress.epoch, **figures, **more}
+        self._figures["last"] = {"epoch": progress.epoch, "step": progress.step, **figures, **more}
         if progress.best_epoch == progress.epoch:
             self._figures["best"] = self._figures["last"]
 
@@ -299,7 +300,7 @@ def _figures(metrics: list[dict[str, Any]]) -> dict[str, object]:
         figures = {key: row[key] for key in STATUS_FIGURES if key in row}
         if row["split"] == "train":
             curves = {key: row[key] for key in ("elbo", "log_likelihood", "kl")}
-            found |= {"epoch": row["epoch"], "images": row["images"], "seconds": row["seconds"], "train": curves}
+            found |= {key: row[key] for key in ("epoch", "step", "images", "seconds")} | {"train": curves}
         else:
             found["last"] = figures
             if row["elbo"] is not None and (best is None or row["elbo"] > best["elbo"]):

@@ -15,12 +15,12 @@ import numpy as np
 from vaecli import figures
 from vaecli.comparison import Comparison
 from vaecli.configfile import dump_config
-from vaecli.engine import Outcome, values
 from vaecli.errors import VaecliError
 from vaecli.evaluation import LOOSE
 from vaecli.files import write_atomically, write_json, write_text
 from vaecli.likelihoods import LIKELIHOODS
 from vaecli.statistics import LEVEL, holm, interval, paired, welch
+from vaecli.work import Outcome, values
 
 FLOORED, COLLAPSED = 0.01, 0.5
 """Shares beyond which a report warns: of scales on their floor, and of latent units that are not active."""

@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 CHECKPOINTS = "checkpoints"
 LOCK = ".lock"
+FOLDERS = (CHECKPOINTS, "samples", "tensorboard/train", "tensorboard/validation")
+EVENTS = "events.out.tfevents.0.vaecli"
+LOGS = ("metrics.jsonl", f"tensorboard/train/{EVENTS}", f"tensorboard/validation/{EVENTS}")
+"""The files that are only ever appended to."""
 MAX_REFERENCE = 1000
 
 
@@ -118,6 +122,21 @@ class Run:
         except (OSError, ValueError) as error:
             raise VaecliError(f"{path}: cannot be read: {error}") from error
 
+    def evaluation_path(
+        self,
+        step: int,
+        *,
+        k: int,
+        split: str = "test",
+        limit: int | None = None,
+        seed: int = 0,
+        binarised: bool = True,
+    ) -> Path:
+        """Where the evaluation stands of its checkpoint, taken at that step. Raises VaecliError if it has none."""
+        name = f"{self.checkpoint_path.stem}-step{step}-{split}-k{k}" + ("" if limit is None else f"-first{limit}")
+        name += f"-seed{seed}" + ("" if binarised else "-no-binarised")
+        return self.path / "evaluations" / f"{name}.json"
+
     def write_config(self, config: Config) -> None:
         """Replace config.yaml. Raises VaecliError where it cannot be written."""
         try:
@@ -143,7 +162,7 @@ def create_run(config: Config, runs_dir: Path, **environment: object) -> Run:
     """
 
     def fill(path: Path) -> None:
-        for name in (CHECKPOINTS, "samples", "tensorboard/train", "tensorboard/validation"):
+        for name in FOLDERS:
             (path / name).mkdir(parents=True)
         write_text(path / "config.yaml", dump_config(config))
         write_json(path / "environment.json", _environment() | environment)

@@ -13,21 +13,16 @@ from pydantic import Field
 
 from vaecli.claims import claim
 from vaecli.config import Config, Section
-from vaecli.configfile import load_config, load_yaml
-from vaecli.engine import Outcome, Watch, Work, ignore, run_all
+from vaecli.configfile import load_config, load_yaml, override
+from vaecli.engine import Engine, run_all
 from vaecli.errors import ConfigError
+from vaecli.news import Watch, ignore
 from vaecli.settings import setting
 from vaecli.sources import fingerprint
 from vaecli.stopping import Stop, never
+from vaecli.work import Outcome, Resources, Work
 
 PLAN = "sweep.json"
-
-
-class Resources(Section):
-    """What each run may use."""
-
-    threads: int = Field(1, ge=1, le=1024)
-    """On the CPU: part of what fixes a run's bits, so that it does not depend on how many run at a time."""
 
 
 class EvaluationSpec(Section):
@@ -103,7 +98,7 @@ def load_sweep(path: Path) -> Sweep:
     for point in _points(spec):
         overrides = [f"{key}={_as_yaml(value)}" for key, value in point.items()]
         try:
-            config = load_config(base_source, overrides, str(path))
+            config = override(base, overrides, str(path))
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
         else:
@@ -120,7 +115,9 @@ def run_sweep(
     *,
     runs_dir: Path,
     data_dir: Path | None = None,
-    jobs: int = 1,
+    engine: Engine = "local",
+    address: str | None = None,
+    jobs: int | None = None,
     watch: Watch = ignore,
     stop: Stop = never,
 ) -> Swept:
@@ -131,12 +128,14 @@ def run_sweep(
         out: The directory of its results; it remembers which sweep it holds.
         runs_dir: Where the runs are looked for and made.
         data_dir: As for `train`.
-        jobs: Processes that work at a time.
+        engine: As for `run_all`.
+        address: As for `run_all`.
+        jobs: As for `run_all`.
         watch: Is told of every run that begins or ends.
         stop: Is asked again and again whether to checkpoint and stop.
 
     Raises:
-        UsageError: The directory holds another sweep.
+        UsageError: The directory holds another sweep, or the cluster is not there or too small.
         DataError: The images cannot be read.
         VaecliError: The directory cannot be written.
         InterruptedRunError: `stop` said so; the same call goes on.
@@ -145,7 +144,16 @@ def run_sweep(
     terms = {"evaluation": spec.evaluation.model_dump(), "data_sha256": fingerprint(sweep.base.data.name)}
     claim(out, PLAN, terms, [json.loads(config.identity) for config in sweep.configs])
     work = Work(runs_dir, data_dir, spec.evaluation.k, spec.evaluation.binarised)
-    outcomes = run_all(sweep.configs, work, jobs=jobs, threads=spec.resources.threads, watch=watch, stop=stop)
+    outcomes = run_all(
+        sweep.configs,
+        work,
+        engine=engine,
+        address=address,
+        jobs=jobs,
+        resources=spec.resources,
+        watch=watch,
+        stop=stop,
+    )
     return Swept(sweep, outcomes, data_dir)
 
 

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from vaecli import figures
 from vaecli.configfile import dump_config
-from vaecli.engine import Outcome, values
 from vaecli.report import ACROSS, WITHIN, figures_of, table, warnings, write_files
 from vaecli.settings import label, setting
 from vaecli.statistics import interval
 from vaecli.sweep import Swept
+from vaecli.work import Outcome, values
 
 SEED = "seed"
 MOST_LINES = 10

@@ -21,9 +21,7 @@ from torch.utils.tensorboard import summary
 
 from vaecli.errors import VaecliError
 from vaecli.files import finite
-
-EVENTS = "events.out.tfevents.0.vaecli"
-LOGS = ("metrics.jsonl", f"tensorboard/train/{EVENTS}", f"tensorboard/validation/{EVENTS}")
+from vaecli.runs import EVENTS, LOGS
 
 
 class EventLog:

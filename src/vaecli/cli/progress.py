@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-    from vaecli.engine import News, Outcome, Watch
+    from vaecli.news import News, Watch
     from vaecli.recording import Report
     from vaecli.runs import Run
+    from vaecli.work import Outcome
 
 SECONDS_PER_LINE = 5.0
+ROWS_OF_RUNS = 12
+"""Of those that run; a table must fit a terminal."""
 
 
 class Watcher:
@@ -117,15 +120,11 @@ def board(keys: Sequence[str], *, quiet: bool) -> Iterator[Watch]:
     if quiet:
         yield lambda news: None  # noqa: ARG005
     elif not sys.stderr.isatty():
-        shown = 0
+        tally = _Tally(keys)
 
         def write(news: News) -> None:
-            nonlocal shown
-            for n, outcome in enumerate(news.outcomes[shown:], start=shown + 1):
-                print(
-                    f"{n}/{len(news.configs)}  {_outcome_line(outcome, keys)}{_left(news)}", file=sys.stderr, flush=True
-                )
-            shown = len(news.outcomes)
+            for line in tally.add(news):
+                print(line + _left(news), file=sys.stderr, flush=True)
 
         yield write
     else:
@@ -133,41 +132,53 @@ def board(keys: Sequence[str], *, quiet: bool) -> Iterator[Watch]:
         from rich.live import Live
 
         with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as live:
-            told = 0
+            tally = _Tally(keys)
 
             def draw(news: News) -> None:
-                nonlocal told
-                for n, outcome in enumerate(news.outcomes[told:], start=told + 1):
-                    live.console.print(f"{n}/{len(news.configs)}  {_outcome_line(outcome, keys)}", highlight=False)
-                told = len(news.outcomes)
-                live.update(_table(news, keys))
+                for line in tally.add(news):
+                    live.console.print(line, highlight=False)
+                live.update(tally.table(news))
 
             yield draw
 
 
-def _table(news: News, keys: Sequence[str]) -> Table:
-    from rich.table import Table
+class _Tally:
+    """What the outcomes so far come to, counted as they come: there may be very many."""
 
-    table = Table.grid(padding=(0, 2))
-    waiting = len(news.configs) - len(news.outcomes) - len(news.running)
-    counts = f"{len(news.outcomes)} done, {len(news.running)} running, {waiting} waiting, {news.failed} failed"
-    table.add_row("runs", counts + _left(news))
-    for i in news.running:
-        table.add_row("running", label(news.configs[i], keys))
-    for support, best in _best(news).items():
-        table.add_row("best", f"{support}: {_outcome_line(best, keys)}")
-    return table
+    def __init__(self, keys: Sequence[str]) -> None:
+        self._keys = keys
+        self._told = 0
+        self._failed = 0
+        self._best: dict[str, Outcome] = {}
+        """The highest ELBO of each support: those of two supports cannot be compared."""
 
+    def add(self, news: News) -> Iterator[str]:
+        """A line for each outcome that is new."""
+        while self._told < len(news.outcomes):
+            outcome = news.outcomes[self._told]
+            self._told += 1
+            self._failed += outcome.error is not None
+            if outcome.error is None:
+                support = outcome.config.model.likelihood.support.value
+                if support not in self._best or outcome.figures["elbo"] > self._best[support].figures["elbo"]:
+                    self._best[support] = outcome
+            yield f"{self._told}/{len(news.configs)}  {_outcome_line(outcome, self._keys)}"
 
-def _best(news: News) -> dict[str, Outcome]:
-    """The highest ELBO of each support: those of two supports cannot be compared."""
-    best: dict[str, Outcome] = {}
-    for outcome in news.outcomes:
-        if outcome.error is None:
-            support = outcome.config.model.likelihood.support.value
-            if support not in best or outcome.figures["elbo"] > best[support].figures["elbo"]:
-                best[support] = outcome
-    return best
+    def table(self, news: News) -> Table:
+        """Counts, some of the runs that are being worked on, and the best."""
+        from rich.table import Table
+
+        table = Table.grid(padding=(0, 2))
+        done, running = len(news.outcomes), len(news.running)
+        waiting = len(news.configs) - done - running
+        table.add_row("runs", f"{done} done, {running} running, {waiting} waiting, {self._failed} failed{_left(news)}")
+        for i in news.running[:ROWS_OF_RUNS]:
+            table.add_row("running", label(news.configs[i], self._keys))
+        if running > ROWS_OF_RUNS:
+            table.add_row("", f"and {running - ROWS_OF_RUNS} more")
+        for support, best in self._best.items():
+            table.add_row("best", f"{support}: {_outcome_line(best, self._keys)}")
+        return table
 
 
 def _outcome_line(outcome: Outcome, keys: Sequence[str]) -> str:

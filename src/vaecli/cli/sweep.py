@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -12,17 +12,26 @@ from vaecli.cli.compare import SOME_FAILED
 from vaecli.cli.train import StopOnSignal
 from vaecli.errors import UsageError
 
+Engine = Literal["local", "ray"]
+
 
 @app.command(
     epilog=examples(
         "vae sweep sizes.yaml --dry-run",
         "vae sweep sizes.yaml --jobs 2",
         "vae sweep sizes.yaml --jobs 8 --out sizes --json",
+        "vae sweep sizes.yaml --engine ray --address auto",
     )
 )
 def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="base, grid, points, resources, evaluation.")],
-    jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time.")] = 1,
+    engine: Annotated[Engine, typer.Option("--engine", help="This machine, or a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option("--address", help="Of a Ray cluster, as host:port; auto for one that is running here.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", min=1, help="Runs at a time; default: 1, on a cluster all it has room for.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and do nothing.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="The directory of the results.")] = None,
     runs_dir: RunsDir = RUNS,
@@ -33,6 +42,8 @@ def sweep(
     """Train and evaluate every point of a sweep; what is complete is not done again, what was cut is resumed."""
     from vaecli.sweep import load_sweep, run_sweep
 
+    if address is not None and engine != "ray":
+        raise UsageError("--address names a Ray cluster; it goes with --engine ray")
     if not spec.is_file():
         raise UsageError(f"{spec}: no such sweep; it is a YAML file with a grid of settings")
     planned = load_sweep(spec)
@@ -46,15 +57,14 @@ def sweep(
     if not silent:
         for caveat in caveats(planned.configs, planned.keys):
             note(caveat)
-        note(f"{len(planned.configs)} runs, {jobs} at a time, each on {planned.spec.resources.threads} threads")
-    if jobs * planned.spec.resources.threads > (os.cpu_count() or 1) and not silent:
-        note(f"that is more than the {os.cpu_count()} cores of this machine")
+        _announce(len(planned.configs), planned.spec.resources.threads, engine, jobs)
     from vaecli.cli.progress import board
 
     directory = out or runs_dir / "sweeps" / planned.name
     with StopOnSignal() as stop, board(planned.keys, quiet=silent) as watch:
         swept = run_sweep(
-            planned, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, watch=watch, stop=stop
+            planned, directory, runs_dir=runs_dir, data_dir=data_dir, engine=engine, address=address, jobs=jobs,
+            watch=watch, stop=stop,
         )  # fmt: skip
     from vaecli.sweepreport import write_sweep_report
 
@@ -65,3 +75,15 @@ def sweep(
         for outcome in swept.failed:
             note(f"  {outcome.error}; again with: {planned.command(outcome)}")
         raise typer.Exit(SOME_FAILED)
+
+
+def _announce(n_runs: int, threads: int | None, engine: Engine, jobs: int | None) -> None:
+    """Say what begins, and whether this machine has the cores for it."""
+    each = "a share of the cores" if threads is None else f"{threads} threads"
+    if engine == "ray":
+        note(f"{n_runs} runs on a Ray cluster, each on {each}")
+        return
+    jobs, cores = min(jobs or 1, n_runs), os.cpu_count() or 1
+    note(f"{n_runs} runs, {jobs} at a time, each on {each}")
+    if jobs * (threads or 1) > cores:
+        note(f"that is more than the {cores} cores of this machine")

@@ -1,0 +1,116 @@
+"""Many runs on this machine: in this process one after another, or in several that each serve many."""
+
+import multiprocessing
+import signal
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.sharedctypes import Synchronized
+from multiprocessing.synchronize import Event
+
+from vaecli.errors import InterruptedRunError, VaecliError
+from vaecli.news import Board
+from vaecli.stopping import Stop
+from vaecli.work import Outcome, Task, complete, tasks
+
+
+def in_this_process(
+    planned: Mapping[int, Task], board: Board, stop: Stop, threads: int | None
+) -> Iterator[tuple[int, Outcome]]:
+    """Every outcome, in order."""
+    if threads is not None:
+        import torch  # noqa: PLC0415 (nothing else here needs it)
+
+        torch.set_num_threads(threads)
+    for i, task in planned.items():
+        board.began(i)
+        yield i, complete(task, stop)
+
+
+def in_processes(planned: Mapping[int, Task], board: Board, stop: Stop, threads: int) -> Iterator[tuple[int, Outcome]]:
+    """Every outcome as it comes, from as many processes as the board has jobs.
+
+    When one is killed, by the system or by a fault of a library, all that were at work end with it. Each of their runs
+    then goes on alone, so that the one that kills its process takes no other with it.
+
+    Raises:
+        InterruptedRunError: `stop` said so.
+        VaecliError: The processes cannot begin.
+    """
+    left, suspects = dict(planned), set[int]()
+    while left:
+        chosen = {min(suspects)} if suspects else set(left)
+        jobs = 1 if suspects else board.jobs
+        cut: list[int] = []
+        before = len(left)
+        for i, outcome in _in_a_pool({i: left[i] for i in sorted(chosen)}, jobs, threads, board, stop):
+            if outcome is None:
+                cut.append(i)
+            else:
+                del left[i]
+                yield i, outcome
+        if not cut and len(left) == before:
+            raise VaecliError("the processes that should do the runs end as soon as they begin; try --jobs 1")
+        if suspects and cut:
+            task = left.pop(cut[0])
+            yield cut[0], Outcome(task.config, task.known, error="its process was killed twice")
+        elif cut:
+            begun = tasks([left[i].config for i in cut], left[cut[0]].work)
+            left |= zip(cut, begun, strict=True)
+        suspects = (suspects - chosen) if suspects else set(cut)
+
+
+def _in_a_pool(
+    planned: Mapping[int, Task], jobs: int, threads: int, board: Board, stop: Stop
+) -> Iterator[tuple[int, Outcome | None]]:
+    """Outcomes as they come, until all tasks have one or a process is killed; None for those that it was killed at."""
+    context = multiprocessing.get_context("spawn")
+    stopping, begun, n_started = context.Event(), context.SimpleQueue(), context.Value("i", 0)
+    with ProcessPoolExecutor(
+        min(jobs, len(planned)), context, _start_worker, (threads, stopping, begun, n_started)
+    ) as pool:
+        waiting: dict[Future[Outcome], int] = {
+            pool.submit(_complete_in_worker, i, task): i for i, task in planned.items()
+        }
+        while waiting:
+            if stop():
+                stopping.set()
+                pool.shutdown(cancel_futures=True)
+                raise InterruptedRunError("stopped; every run was checkpointed, and the same command goes on")
+            ended, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+            while not begun.empty():
+                board.began(begun.get())
+            for future in ended:
+                i = waiting.pop(future)
+                if not isinstance(future.exception(), BrokenExecutor):
+                    yield i, future.result()
+                elif board.running.pop(i, None) is not None:
+                    yield i, None
+
+
+_stopping: Event | None = None
+"""In a worker, set when it should checkpoint and stop."""
+_begun: "SimpleQueue[int] | None" = None
+"""In a worker, where it says which run it begins."""
+
+
+def _start_worker(threads: int, stopping: Event, begun: "SimpleQueue[int]", n_started: "Synchronized[int]") -> None:
+    """Give a worker its cores and its GPU; signals of the terminal are its parent's to handle."""
+    import torch  # noqa: PLC0415 (only workers start with it)
+
+    from vaecli.devices import prefer_gpu  # noqa: PLC0415
+
+    global _stopping, _begun
+    _stopping, _begun = stopping, begun
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(threads)
+    with n_started.get_lock():
+        prefer_gpu(n_started.value)
+        n_started.value += 1
+
+
+def _complete_in_worker(i: int, task: Task) -> Outcome:
+    assert _stopping is not None
+    assert _begun is not None
+    _begun.put(i)
+    return complete(task, _stopping.is_set)

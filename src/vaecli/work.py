@@ -1,0 +1,168 @@
+"""One run of many: what is to be done with a config, and what came of it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from vaecli.config import Config, Section
+from vaecli.errors import InterruptedRunError, VaecliError
+from vaecli.runs import Run, list_runs
+from vaecli.sources import fingerprint
+from vaecli.stopping import Limit, Stop, never
+
+FINISHED = frozenset({"completed", "converged"})
+"""The states of runs that are trained."""
+
+
+class Resources(Section):
+    """What each run may use."""
+
+    threads: int | None = Field(1, ge=1, le=1024)
+    """Of the CPU, which are part of what fixes a run's bits; None for a share of the cores, which depends on how many
+    run at a time, and on a cluster for one."""
+    gpus: float = Field(0.0, ge=0, le=64)
+    """On a cluster, where a run sees no others; on this machine, those that there are go round."""
+    seconds_per_delivery: float = Field(60.0, gt=0)
+    """On a cluster, how much training is lost at most when a node is."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with every config."""
+
+    runs_dir: Path
+    data_dir: Path | None = None
+    k: int = 100
+    """Importance samples per image."""
+    binarised: bool = True
+    """Whether binarised images are evaluated as well."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run to be had: trained and evaluated."""
+
+    config: Config
+    known: Run | None
+    """The run, if it was begun before."""
+    work: Work
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of one config."""
+
+    config: Config
+    run: Run | None
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Of `vaecli.evaluate`, and `seconds_per_epoch`."""
+    error: str | None = None
+
+    @property
+    def decoder(self) -> str:
+        """The decoder's name."""
+        return self.config.model.decoder
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.config.seed
+
+    def per_image(self, name: str) -> NDArray[np.float64] | None:
+        """A figure for every image of the test split, if it has been evaluated."""
+        path = self.figures.get("path")
+        if path is None:
+            return None
+        with np.load(Path(path).with_suffix(".npz")) as arrays:
+            return arrays[name].astype(np.float64) if name in arrays.files else None
+
+
+def values(outcomes: Sequence[Outcome], name: str) -> list[float]:
+    """A figure over runs; empty where one has none."""
+    found = [outcome.figures.get(name) for outcome in outcomes]
+    return [] if None in found else [float(value) for value in found if value is not None]
+
+
+def tasks(configs: Sequence[Config], work: Work) -> list[Task]:
+    """What is to be done, and what of it was begun before. Raises DataError."""
+    known = {name: known_runs(work.runs_dir, fingerprint(name)) for name in {config.data.name for config in configs}}
+    return [Task(config, known[config.data.name].get(config.identity), work) for config in configs]
+
+
+def known_runs(runs_dir: Path, data_sha256: str | None) -> dict[str, Run]:
+    """Runs of these images by identity; of several, the one that has come furthest."""
+    known: dict[str, Run] = {}
+    epochs: dict[str, int] = {}
+    for run in list_runs(runs_dir):
+        status = run.status
+        try:
+            key = status.get("identity") or run.config.identity
+        except VaecliError:
+            continue
+        environment = run.environment
+        if environment.get("initialised_from") or environment.get("data_sha256") != data_sha256:
+            continue  # weights of another run are no seed, and images of the same name may be others
+        if key not in known or status.get("epoch", 0) > epochs[key]:
+            known[key], epochs[key] = run, status.get("epoch", 0)
+    return known
+
+
+def done_before(task: Task) -> Outcome | None:
+    """What came of a run that needs nothing more; its status tells, so that there may be very many of them."""
+    run, work = task.known, task.work
+    if run is None:
+        return None
+    status = run.status
+    if status.get("state") not in FINISHED:
+        return None
+    try:
+        step = (status if run.checkpoint_path == run.last else status["best"])["step"]
+        path = run.evaluation_path(step, k=work.k, binarised=work.binarised)
+        return evaluated(task.config, run, path) if path.is_file() else None
+    except (VaecliError, OSError, KeyError, TypeError, ValueError):
+        return None  # whatever is damaged there is told of, or mended, where the run is completed
+
+
+def complete(task: Task, stop: Stop = never, limit: Limit | None = None) -> Outcome:
+    """Train what is not trained, evaluate what is not evaluated.
+
+    Raises:
+        InterruptedRunError: `stop` or the limit said so; anything else that is wrong stands in the outcome.
+    """
+    from vaecli.evaluation import evaluate, evaluation_path  # noqa: PLC0415 (torch)
+    from vaecli.training import resume, train  # noqa: PLC0415
+
+    config, run, work = task.config, task.known, task.work
+    try:
+        if run is None:
+            run = train(config, runs_dir=work.runs_dir, data_dir=work.data_dir, stop=stop, limit=limit)
+        elif run.status.get("state") not in FINISHED:
+            run = resume(run, data_dir=work.data_dir, stop=stop, limit=limit)
+        path = evaluation_path(run, k=work.k, binarised=work.binarised)
+        if not path.is_file():
+            evaluate(run, k=work.k, binarised=work.binarised, device=config.device, data_dir=work.data_dir)
+        return evaluated(config, Run(run.path), path)
+    except InterruptedRunError:
+        raise
+    except VaecliError as error:
+        return Outcome(config, run, error=str(error))
+    except Exception as error:  # noqa: BLE001 (whatever it is, it is this run's alone)
+        return Outcome(config, run, error=f"{type(error).__name__}: {error}")
+
+
+def evaluated(config: Config, run: Run, path: Path) -> Outcome:
+    """The outcome of a run whose evaluation stands in a file."""
+    figures = json.loads(path.read_text())
+    return Outcome(config, run, figures | {"seconds_per_epoch": _seconds_per_epoch(run), "path": str(path)})
+
+
+def _seconds_per_epoch(run: Run) -> float:
+    """The median over epochs, which a machine that was busy for a while leaves as it is."""
+    seconds = [row["seconds"] for row in run.metrics if row["split"] == "train"]
+    return float(np.median(np.diff(seconds, prepend=0.0)))

@@ -1,0 +1,55 @@
+from pathlib import Path
+
+import pytest
+
+from identical import traces
+from vaecli import shipping
+from vaecli.errors import LimitReachedError, VaecliError
+from vaecli.runs import Run, list_runs
+from vaecli.shipping import pack, store, unpack
+from vaecli.stopping import Limit
+from vaecli.training import resume, train
+
+
+def test_a_run_goes_on_wherever_its_files_are(small, tmp_path):
+    config = small()
+    uncut = train(config, runs_dir=tmp_path / "uncut")
+    with pytest.raises(LimitReachedError):
+        train(config, runs_dir=tmp_path / "first", limit=Limit(images=70))
+    (first,) = list_runs(tmp_path / "first")
+    files = pack(first)
+    assert not any(Path(name).name.startswith(".") for name in files)
+    elsewhere = resume(unpack(files, tmp_path / "second" / "runs" / first.name))
+    back = store(pack(elsewhere), None, tmp_path / "back" / "small", first.name)
+    assert back.path == tmp_path / "back" / "small" / first.name
+    assert traces(back) == traces(uncut)
+    assert store(files, None, back.path.parent, first.name).name == f"{first.name}-2"
+
+
+def test_a_delivery_that_is_cut_at_any_file_leaves_a_run_that_goes_on_to_the_same_bits(small, tmp_path, monkeypatch):
+    config = small()
+    uncut = traces(train(config, runs_dir=tmp_path / "uncut"))
+    deliveries = []
+    with pytest.raises(LimitReachedError):
+        train(config, runs_dir=tmp_path / "there", limit=Limit(images=60))
+    (there,) = list_runs(tmp_path / "there")
+    deliveries.append(pack(there))
+    with pytest.raises(LimitReachedError):
+        resume(there, limit=Limit(images=50))
+    deliveries.append(pack(there))
+    write, written = shipping.write_bytes, []
+
+    def write_some(path: Path, content: bytes) -> None:
+        if len(written) == most:
+            raise OSError(28, "No space left on device", str(path))
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(shipping, "write_bytes", write_some)
+    for most in range(len(deliveries[1])):
+        run = store(deliveries[0], None, tmp_path / "here" / "small", f"cut-{most}")
+        written.clear()
+        with pytest.raises(VaecliError, match="cannot be written: No space left"):
+            store(deliveries[1], run, run.path.parent, run.name)
+        assert len(written) == most
+        assert traces(resume(Run(run.path))) == uncut
