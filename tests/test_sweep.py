@@ -2,6 +2,9 @@ import csv
 import json
 import multiprocessing
 import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -150,6 +153,20 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on_to_the_same_bit
     assert [outcome.error for outcome in outcomes] == [None] * 3
     assert len(list_runs(tmp_path / "runs")) == 3
     assert traces(outcomes[0].run) == traces(train(configs[0], runs_dir=tmp_path / "uncut"))
+
+
+def test_processes_end_with_the_one_that_started_them(write, tmp_path, small):
+    path = write(grid={"seed": [0, 1], "training.epochs": [1_000_000]})
+    command = [sys.executable, "-m", "vaecli", "sweep", str(path), "--jobs", "2", "--quiet"]
+    with subprocess.Popen(command, cwd=tmp_path) as driver:
+        while not (runs := [run for run in list_runs(tmp_path / "runs") if run.is_training]):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.kill()
+    deadline = time.monotonic() + 30
+    while any(run.is_training for run in runs):
+        assert time.monotonic() < deadline, "a worker goes on by itself"
+        time.sleep(0.05)
 
 
 def test_a_run_that_kills_its_process_fails_alone(small, tmp_path):

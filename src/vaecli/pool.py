@@ -1,12 +1,14 @@
 """Many runs on this machine: in this process one after another, or in several that each serve many."""
 
 import multiprocessing
+import os
 import signal
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
+from threading import Thread
 
 from vaecli.errors import InterruptedRunError, VaecliError
 from vaecli.news import Board
@@ -103,10 +105,19 @@ def _start_worker(threads: int, stopping: Event, begun: "SimpleQueue[int]", n_st
     global _stopping, _begun
     _stopping, _begun = stopping, begun
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with n_started.get_lock():
         prefer_gpu(n_started.value)
         n_started.value += 1
+
+
+def _end_with_parent() -> None:
+    """End this process when its parent was killed: nobody would take what it does, and its run could not go on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _complete_in_worker(i: int, task: Task) -> Outcome:
