@@ -110,6 +110,7 @@ def floor_adam(work: Work) -> Epochs:
 def vaecli(work: Work) -> Epochs:
     """`vae train`, with everything it writes: the loop pauses where it reports the end of an epoch.
 
+    On CUDA it replays recorded steps.
     It begins to count after the first epochs, each of which logs pictures; from then on every fifth does.
     """
     import threading
@@ -133,6 +134,7 @@ def vaecli(work: Work) -> Epochs:
                 f"model.decoder={work.decoder}", f"model.hidden_dim={work.hidden}",
                 f"model.latent_dim={work.latent}", f"objective.L={work.samples}",
                 f"training.batch_size={work.batch}", "training.epochs=1000", f"device={work.device}",
+                f"training.cuda_graph={str(work.device.startswith('cuda')).lower()}",
             ],
         )  # fmt: skip
 

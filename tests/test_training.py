@@ -266,7 +266,7 @@ def test_a_gradient_that_is_not_finite_is_named(small, tmp_path, monkeypatch):
 
         return maximise
 
-    monkeypatch.setattr(vaecli.training, "objective", rooted)
+    monkeypatch.setattr(vaecli.steps, "objective", rooted)
     with pytest.raises(
         DivergedError, match=r"at step 1 \(epoch 1\): the gradient of decoder.network.0.weight is not fin"
     ):

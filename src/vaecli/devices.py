@@ -49,6 +49,12 @@ def flush_subnormals() -> None:
     torch.set_flush_denormal(True)
 
 
+def allow_tf32(device: torch.device, allowed: bool) -> None:
+    """Let matrix products on CUDA round their factors to TF32's 10 bits of mantissa, or have them in full float32."""
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
+
+
 def conditions(device: torch.device) -> dict[str, str]:
     """What, besides the config and the number of threads, decides the bits of training."""
     return {

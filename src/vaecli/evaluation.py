@@ -129,6 +129,7 @@ def evaluate(
     config, place = run.config, devices.resolve_device(device)
     path = _prepared(evaluation_path(run, k=k, split=split, limit=limit, seed=seed, binarised=binarised))
     devices.flush_subnormals()
+    devices.allow_tf32(place, allowed=False)
     dataset = Dataset(config.data, config.model.likelihood.support, data_dir)
     images = dataset.split(split)
     if len(images) == 0:

@@ -151,10 +151,22 @@ def _check_size(config: Config, n_pixels: int, device: torch.device) -> None:
 
 def build_optimizer(config: OptimizerConfig, vae: VAE) -> Optimizer:
     """The optimiser that a config names; its step size is set at every step."""
-    if config.name == "adam":
-        return Adam(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    fused = vae.device.type == "cpu"
-    return Adagrad(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+    if config.name == "adagrad":
+        fused = vae.device.type == "cpu"
+        return Adagrad(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused)
+    if vae.device.type == "cuda":
+        return adam_on_device(config, vae)
+    return Adam(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def adam_on_device(config: OptimizerConfig, vae: VAE) -> Adam:
+    """With everything that it reads and keeps on the device, from the beginning, so that a step can be recorded."""
+    rate = torch.tensor(config.learning_rate, device=vae.device)
+    adam = Adam(vae.parameters(), rate, weight_decay=config.weight_decay, fused=True, capturable=True)
+    for parameter in vae.parameters():
+        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
+        adam.state[parameter] = {"step": torch.zeros((), device=vae.device), **moments}
+    return adam
 
 
 def _on_cpu(value: Any) -> Any:

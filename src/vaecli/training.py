@@ -29,12 +29,13 @@ from vaecli.errors import (
     UsageError,
     VaecliError,
 )
-from vaecli.objectives import Objective, kl_weight, objective
+from vaecli.objectives import kl_weight
 from vaecli.observations import Observe, observation
 from vaecli.recording import Recorder, Reporter, ignore
 from vaecli.runs import Run, create_run, find_run
 from vaecli.sources import fingerprint
 from vaecli.state import TrainingState, new_state
+from vaecli.steps import Step, new_step
 from vaecli.stopping import Limit, Stop, never
 from vaecli.validation import evaluate_bound
 
@@ -91,6 +92,7 @@ def _start(config: Config, data_dir: str | Path | None, init_from: Run | None) -
     """The state before the first step, and the images."""
     device = devices.resolve_device(config.device)
     devices.flush_subnormals()
+    devices.allow_tf32(device, config.training.tf32)
     dataset = _dataset(config, data_dir)
     state = new_state(config, dataset.train, device)
     if init_from is not None:
@@ -237,39 +239,33 @@ def _maximise_bound(
 ) -> bool:
     """Repeat epochs to the last one, or until the bound on held-out images has stopped rising; say which."""
     config, progress, patience = state.config, state.progress, state.config.training.patience
-    maximise = objective(config.objective)
+    step = new_step(state, observe)
     held_out = replace(held_out, pixels=held_out.pixels.to(state.vae.device))
     while progress.epoch < config.training.epochs:
         if patience is not None and len(held_out) and progress.epoch - progress.best_epoch >= patience:
             return True
         supervise.start_clock()
-        _run_epoch(state, observe, maximise, supervise)
+        _run_epoch(state, step, supervise)
         record.end_epoch(evaluate_bound(state.vae, held_out.pixels, observe, config.seed) if len(held_out) else None)
     return False
 
 
-def _run_epoch(state: TrainingState, observe: Observe, maximise: Objective, after_step: Callable[[], None]) -> None:
+def _run_epoch(state: TrainingState, step: Step, after_step: Callable[[], None]) -> None:
     """One pass over the images in random minibatches, from wherever in it the state stands (paper, algorithm 1)."""
-    vae, optimizer, progress, config = state.vae, state.optimizer, state.progress, state.config
-    noise, steps = state.generators, state.steps_per_epoch
+    config, steps = state.config, state.steps_per_epoch
     for pixels in state.minibatches():
-        batch = observe(pixels, noise["pixels"])
-        bound, elbo = maximise(vae, batch, noise["epsilon"], kl_weight(config.objective, progress.step, steps))
-        loss = -bound.mean()
-        optimizer.zero_grad()
-        loss.backward()
-        progress.learning_rate = learning_rate(config.optimizer, progress.step, config.training.epochs * steps)
-        for group in optimizer.param_groups:
-            group["lr"] = progress.learning_rate
-        optimizer.step()
-        state.trace[progress.position] = torch.stack((loss, elbo.log_likelihood.mean(), elbo.kl.mean())).detach()
+        rate = learning_rate(config.optimizer, state.progress.step, config.training.epochs * steps)
+        figures = step(pixels, kl_weight(config.objective, state.progress.step, steps), rate)
+        progress = state.progress
+        state.trace[progress.position] = figures
+        progress.learning_rate = rate
         progress.position += 1
         progress.step += 1
         progress.images += len(pixels)
         after_step()
     state.permutation = None
-    progress.epoch += 1
-    progress.position = 0
+    state.progress.epoch += 1
+    state.progress.position = 0
 
 
 class _Supervisor:
@@ -307,10 +303,10 @@ def _repeat(state: TrainingState, observe: Observe, step: int) -> None:
         if state.progress.step >= step:
             raise InterruptedRunError
 
-    maximise = objective(state.config.objective)
+    ascend = new_step(state, observe)
     while state.progress.step < step:
         with suppress(InterruptedRunError):
-            _run_epoch(state, observe, maximise, after_step)
+            _run_epoch(state, ascend, after_step)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
