@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from vaecli.runs import Run, list_runs
 from vaecli.shipping import pack, store, unpack
 from vaecli.stopping import Limit
 from vaecli.training import resume, train
+from vaecli.work import Task, Work, complete, done_before
 
 
 def test_a_run_goes_on_wherever_its_files_are(small, tmp_path):
@@ -47,9 +49,36 @@ def test_a_delivery_that_is_cut_at_any_file_leaves_a_run_that_goes_on_to_the_sam
 
     monkeypatch.setattr(shipping, "write_bytes", write_some)
     for most in range(len(deliveries[1])):
-        run = store(deliveries[0], None, tmp_path / "here" / "small", f"cut-{most}")
+        run = unpack(deliveries[0], tmp_path / "here" / "small" / f"cut-{most}")
         written.clear()
         with pytest.raises(VaecliError, match="cannot be written: No space left"):
             store(deliveries[1], run, run.path.parent, run.name)
         assert len(written) == most
         assert traces(resume(Run(run.path))) == uncut
+
+
+def test_a_run_whose_delivery_is_cut_is_not_taken_for_done_before_all_of_it_is_there(small, tmp_path, monkeypatch):
+    config, there = small(), Work(tmp_path / "there", k=2, binarised=False)
+    done = complete(Task(config, None, there))
+    (cut,) = [train(config, runs_dir=tmp_path / "cut")]
+    before, after = pack(cut), pack(done.run)
+    write, written = shipping.write_bytes, []
+
+    def write_some(path: Path, content: bytes) -> None:
+        if len(written) == most:
+            raise OSError(28, "No space left on device", str(path))
+        written.append(path)
+        write(path, content)
+
+    monkeypatch.setattr(shipping, "write_bytes", write_some)
+    for most in range(len(after) + 1):
+        written.clear()
+        run = unpack(before, tmp_path / "here" / "small" / f"cut-{most}")
+        with suppress(VaecliError):
+            store(after, run, run.path.parent, run.name)
+        task = Task(config, run, Work(tmp_path / "here", k=2, binarised=False))
+        for outcome in (done_before(task), complete(task)):
+            if outcome is not None:
+                assert outcome.error is None
+                assert outcome.per_image("log_evidence").mean() == pytest.approx(done.figures["log_evidence"], abs=1e-4)
+    assert done_before(task) is not None

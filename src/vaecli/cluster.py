@@ -6,9 +6,9 @@ where it began, and this machine's process may die as well: the same sweep goes 
 """
 
 import logging
-import math
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -23,7 +23,7 @@ import numpy as np
 
 from vaecli.config import Config, is_array
 from vaecli.errors import InterruptedRunError, OtherBitsWarning, UsageError
-from vaecli.files import lock
+from vaecli.files import lock, sweep
 from vaecli.news import Board
 from vaecli.runs import LOCK
 from vaecli.shipping import pack, store
@@ -31,18 +31,21 @@ from vaecli.sources import fingerprint
 from vaecli.stopping import Stop
 from vaecli.work import Outcome, Resources, Task, evaluated
 
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # read on import; 20 would be a quarter of an hour
 try:
     import ray
     from ray.exceptions import RayError, RayTaskError
-
-    from vaecli.legs import Delivery, Leg, do_leg
 except ImportError as error:
     raise UsageError("--engine ray needs Ray; install it with: pip install 'vaecli[ray]'") from error
+
+from vaecli.legs import Delivery, Leg, do_leg
 
 LOSSES = 3
 """How often in a row a run is lost with its node or its process before it is given up."""
 POLL = 0.2
 """Seconds between looks at what has arrived, and whether to stop."""
+SECONDS_TO_ANSWER = 5.0
+"""Given to a cluster whose address is named."""
 SECONDS_PER_COUNT = 5.0
 """Between counts of the cluster's nodes, which come and go."""
 
@@ -60,10 +63,10 @@ def on_a_cluster(
 
     Args:
         planned: What is to be done; `runs_dir` is on this machine, `data_dir` on every node.
-        board: Is told what begins; its jobs become what there is room for.
+        board: Is told what begins.
         stop: Is asked again and again whether to stop.
         resources: What each run may use.
-        address: Of the cluster; None for the one that Ray finds, or else starts on this machine.
+        address: As for `run_all`.
         jobs: Runs at a time; None for as many as there is room for.
 
     Raises:
@@ -76,12 +79,9 @@ def on_a_cluster(
         waiting, under_way = deque(planned), dict[Any, int]()
         while waiting or under_way:
             if stop():
-                raise InterruptedRunError(
-                    "stopped; the same command goes on from what each run has delivered, at most "
-                    f"{resources.seconds_per_delivery:g} s ago"
-                )
-            board.jobs = room.at_a_time
-            while waiting and len(under_way) < room.in_hand:
+                raise InterruptedRunError("stopped; the same command goes on from what each run has delivered")
+            most = room.in_hand()
+            while waiting and len(under_way) < most:
                 i = waiting.popleft()
                 sent = driver.send(i)
                 if isinstance(sent, Outcome):
@@ -108,7 +108,8 @@ class _Driver:
         self._locks: dict[int, BinaryIO] = {}
         self._losses: Counter[int] = Counter()
         self._arrays: dict[str, tuple[str, Any]] = {}
-        self._leg = ray.remote(num_cpus=self._threads, num_gpus=resources.gpus, max_retries=0, max_calls=0)(do_leg)
+        calls = 1 if resources.gpus else 0  # a process keeps the GPU that it began with, and would keep its memory
+        self._leg = ray.remote(num_cpus=self._threads, num_gpus=resources.gpus, max_retries=0, max_calls=calls)(do_leg)
 
     def __enter__(self) -> "_Driver":
         return self
@@ -121,19 +122,25 @@ class _Driver:
         """Have a node do a leg of a run; the outcome, if another process has it."""
         task = self._tasks[i]
         run = task.known
-        if run is not None:
-            try:
-                if i not in self._locks:
-                    self._locks[i] = lock(run.path / LOCK)
-            except BlockingIOError:
-                return Outcome(task.config, run, error=f"{run.path}: is being trained by another process")
+        try:
+            if run is not None and i not in self._locks:
+                self._locks[i] = lock(run.path / LOCK)
+                sweep(run.path)
+            files = None if run is None else pack(run)
+        except BlockingIOError:
+            where = "" if run is None else run.path
+            return self._end(i, Outcome(task.config, run, error=f"{where}: is being trained by another process"))
+        except OSError as error:
+            return self._end(i, Outcome(task.config, run, error=f"{error.filename}: {error.strerror}"))
+        data_dir = task.work.data_dir
         return self._leg.remote(
             Leg(
                 config=task.config,
-                work=task.work,
+                work=replace(task.work, data_dir=None if data_dir is None else data_dir.absolute()),
                 name="" if run is None else run.name,
-                files=None if run is None else pack(run),
+                files=files,
                 threads=self._threads,
+                gpus=self._resources.gpus,
                 seconds=self._resources.seconds_per_delivery,
                 command=tuple(sys.argv),
                 array=self._array(task.config.data.name),
@@ -186,24 +193,22 @@ class _Room:
 
     def __init__(self, resources: Resources, jobs: int | None) -> None:
         self._resources, self._jobs = resources, jobs
-        self._counted_at, self._found = -math.inf, 0
-        if self.at_a_time == 0:
-            needs = f"{resources.threads or 1} CPUs" + (f" and {resources.gpus:g} GPUs" if resources.gpus else "")
-            raise UsageError(f"resources: no node of the cluster has the {needs} that a run may use")
+        self._count()
+        if self._found == 0:
+            gpus = f" and {resources.gpus:g} of a GPU" if resources.gpus else ""
+            raise UsageError(f"resources: no node of the cluster has {resources.threads or 1} of a CPU{gpus} for a run")
 
-    @property
-    def at_a_time(self) -> int:
-        """Runs that can be worked on."""
-        if time.monotonic() - self._counted_at > SECONDS_PER_COUNT:
-            self._counted_at = time.monotonic()
-            nodes: list[dict[str, Any]] = ray.nodes()
-            self._found = sum([self._on(node["Resources"]) for node in nodes if node["Alive"]])
-        return self._found if self._jobs is None else min(self._found, self._jobs)
-
-    @property
     def in_hand(self) -> int:
         """Runs to have sent: some more than can be worked on, so that no node waits for this machine."""
-        return self._jobs or self.at_a_time + max(1, self.at_a_time // 4)
+        if time.monotonic() - self._counted_at > SECONDS_PER_COUNT:
+            self._count()
+        room = self._found + max(1, self._found // 4)
+        return room if self._jobs is None else min(self._jobs, room)
+
+    def _count(self) -> None:
+        nodes: list[dict[str, Any]] = ray.nodes()
+        self._counted_at = time.monotonic()
+        self._found = sum([self._on(node["Resources"]) for node in nodes if node["Alive"]])
 
     def _on(self, node: Mapping[str, float]) -> int:
         room = node.get("CPU", 0.0) // (self._resources.threads or 1)
@@ -224,11 +229,13 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     on_main_thread = threading.current_thread() is threading.main_thread()
     on_term = signal.getsignal(signal.SIGTERM)
     try:
+        _check_answers(address)
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise UsageError(f"--address {address}: no Ray cluster is to be had there ({error})") from error
     if on_main_thread:
         signal.signal(signal.SIGTERM, on_term)  # Ray has put its own in place
@@ -236,3 +243,10 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_answers(address: str) -> None:
+    """See that somebody listens at host:port, for Ray itself would wait for minutes. Raises OSError or ValueError."""
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if colon:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()

@@ -34,7 +34,7 @@ def run_all(
         configs: Of the runs, each different from all others.
         work: What is done with each.
         engine: `local` for this machine, `ray` for a cluster.
-        address: Of the cluster; None for the one that Ray finds, or else starts on this machine.
+        address: Of the cluster, `auto` for one that runs here; None for `RAY_ADDRESS`, or one started for this.
         jobs: Runs at a time; None for one on this machine, and on a cluster for as many as it has room for.
         resources: What each run may use.
         watch: Is told of every run that begins or ends.
@@ -49,14 +49,14 @@ def run_all(
         InterruptedRunError: `stop` said so; the same call goes on.
     """
     planned = dict(enumerate(tasks(configs, work)))
-    board = Board(configs, min(jobs or 1, len(configs)), watch)
+    board = Board(configs, watch)
     for i, task in list(planned.items()):
         outcome = done_before(task)
         if outcome is not None:
             board.ended(i, outcome)
             del planned[i]
     if planned:
-        for i, outcome in _outcomes(planned, board, stop, engine, address, jobs, resources):
+        for i, outcome in _outcomes(planned, board, stop, engine, address, jobs and min(jobs, len(configs)), resources):
             board.ended(i, outcome)
     return tuple(outcome for _, outcome in sorted(board.outcomes.items()))
 
@@ -77,6 +77,6 @@ def _outcomes(
         return on_a_cluster(planned, board, stop, resources, address=address, jobs=jobs)
     from vaecli.pool import in_processes, in_this_process  # noqa: PLC0415
 
-    if board.jobs == 1:
+    if jobs in {None, 1}:
         return in_this_process(planned, board, stop, resources.threads)
-    return in_processes(planned, board, stop, resources.threads or max(1, (os.cpu_count() or 1) // board.jobs))
+    return in_processes(planned, board, stop, jobs, resources.threads or max(1, (os.cpu_count() or 1) // jobs))

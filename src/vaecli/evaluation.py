@@ -142,7 +142,7 @@ def evaluate(
     figures, per_image = _own_figures(task)
     bridge, per_image_of_b = _figures_of_b(task, figures, per_image) if binarised else (_NO_BRIDGE, {})
     evaluation = Evaluation(
-        run=str(run.path),
+        run=run.name,
         checkpoint=f"{run.checkpoint_path.stem} at step {run.checkpoint.progress.step}",
         split=split,
         n_images=len(images),

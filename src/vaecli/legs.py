@@ -1,10 +1,14 @@
 """A leg of a run: what a node of a cluster is asked to do, does, and gives back."""
 
 import functools
+import os
+import shutil
 import sys
 import tempfile
+import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,14 @@ import ray
 
 from vaecli.config import Config
 from vaecli.errors import DataError, InterruptedRunError, OtherBitsWarning
-from vaecli.files import write_atomically
-from vaecli.runs import list_runs
+from vaecli.files import lock, write_atomically
+from vaecli.runs import LOCK, list_runs
 from vaecli.shipping import Files, pack, unpack
 from vaecli.sources import fingerprint, stand_in
-from vaecli.stopping import Limit
 from vaecli.work import Outcome, Task, Work, complete
+
+SCRATCH = "vaecli-leg-"
+"""How the names of scratch directories begin."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,9 @@ class Leg:
     files: Files | None
     """Of the run so far; None for a new one."""
     threads: int
+    gpus: float
     seconds: float
-    """After which training stops, to be gone on with in another leg."""
+    """Of training, after which it stops, to be gone on with in another leg."""
     command: tuple[str, ...]
     array: tuple[str, Any] | None
     """Of the user's own images, if they are: their SHA-256, and a reference to their file's content."""
@@ -54,20 +61,22 @@ class Delivery:
 
 def do_leg(leg: Leg) -> Delivery:
     """On a node: go on with a run, or begin it, until it is done or its time is up."""
+    if not leg.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides none from a task that asked for none
     import torch  # noqa: PLC0415
 
     torch.set_num_threads(leg.threads)
     sys.argv = [*leg.command]
     if leg.array is not None:
         have_array(leg.config.data.name, *leg.array)
-    with tempfile.TemporaryDirectory(prefix="vaecli-") as scratch, warnings.catch_warnings(record=True) as caught:
+    with scratch() as directory, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", OtherBitsWarning)
-        run = None if leg.files is None else unpack(leg.files, Path(scratch) / "runs" / leg.name)
-        task = Task(leg.config, run, replace(leg.work, runs_dir=Path(scratch)))
+        run = None if leg.files is None else unpack(leg.files, directory / "runs" / leg.name)
+        task = Task(leg.config, run, replace(leg.work, runs_dir=directory))
         outcome: Outcome | None = None
         with suppress(InterruptedRunError):
-            outcome = complete(task, limit=Limit(leg.seconds))
-        runs = list_runs(Path(scratch))
+            outcome = complete(task, After(leg.seconds))
+        runs = list_runs(directory)
         return Delivery(
             name=runs[0].name if runs else "",
             files=pack(runs[0]) if runs else None,
@@ -75,6 +84,31 @@ def do_leg(leg: Leg) -> Delivery:
             error=None if outcome is None else outcome.error,
             notes=tuple(str(w.message) for w in caught if issubclass(w.category, OtherBitsWarning)),
         )
+
+
+class After:
+    """Says to stop once some seconds have passed since it was first asked: what comes before a step does not count."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._began: float | None = None
+
+    def __call__(self) -> bool:
+        """Whether to stop."""
+        now = time.monotonic()
+        self._began = now if self._began is None else self._began
+        return now - self._began >= self._seconds
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory for one leg; those that killed processes left on this node are removed on the way."""
+    parent = Path(tempfile.gettempdir())
+    for path in parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError), lock(path / LOCK):
+            shutil.rmtree(path, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=SCRATCH) as made, lock(Path(made) / LOCK):
+        yield Path(made)
 
 
 def _evaluation(outcome: Outcome | None) -> str | None:

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from vaecli.config import Config
 from vaecli.work import Outcome
 
-AT_ONCE = 1.0
-"""Seconds within which a run ends that had been done before; it says nothing about the time that others take."""
-
 
 @dataclass(frozen=True)
 class News:
@@ -37,36 +34,40 @@ class Board:
 
     Args:
         configs: Of all runs.
-        jobs: How many run at a time.
         watch: Is told of every run that begins or ends.
     """
 
-    def __init__(self, configs: Sequence[Config], jobs: int, watch: Watch) -> None:
-        self._configs, self.jobs, self._watch = configs, jobs, watch
+    def __init__(self, configs: Sequence[Config], watch: Watch) -> None:
+        self._configs, self._watch = configs, watch
         self.outcomes: dict[int, Outcome] = {}
-        self.running: dict[int, float] = {}
-        """When each began."""
+        self.running = set[int]()
         self._in_order: list[Outcome] = []
-        self._seconds = 0.0
-        self._timed = 0
+        self._worked_on = 0
+        """Of the outcomes, those that had not been there before."""
+        self._began_at: float | None = None
         self._tell()
 
     def began(self, i: int) -> None:
         """A run is being worked on."""
-        self.running.setdefault(i, time.monotonic())
+        self._began_at = time.monotonic() if self._began_at is None else self._began_at
+        self.running.add(i)
         self._tell()
 
     def ended(self, i: int, outcome: Outcome) -> None:
         """A run is over."""
-        seconds = time.monotonic() - self.running.pop(i, time.monotonic())
-        if seconds > AT_ONCE:
-            self._seconds += seconds
-            self._timed += 1
+        self._worked_on += i in self.running
+        self.running.discard(i)
         self.outcomes[i] = outcome
         self._in_order.append(outcome)
         self._tell()
 
     def _tell(self) -> None:
-        left = len(self._configs) - len(self.outcomes)
-        seconds_left = self._seconds / self._timed * left / max(1, self.jobs) if self._timed else None
-        self._watch(News(self._configs, self._in_order, sorted(self.running), seconds_left))
+        self._watch(News(self._configs, self._in_order, sorted(self.running), self._seconds_left()))
+
+    def _seconds_left(self) -> float | None:
+        """At the pace since the first began; what is running counts as half done."""
+        if not self._worked_on or self._began_at is None:
+            return None
+        half = len(self.running) / 2
+        left = len(self._configs) - len(self.outcomes) - half
+        return (time.monotonic() - self._began_at) / (self._worked_on + half) * left

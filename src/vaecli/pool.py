@@ -4,7 +4,8 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
@@ -29,8 +30,10 @@ def in_this_process(
         yield i, complete(task, stop)
 
 
-def in_processes(planned: Mapping[int, Task], board: Board, stop: Stop, threads: int) -> Iterator[tuple[int, Outcome]]:
-    """Every outcome as it comes, from as many processes as the board has jobs.
+def in_processes(
+    planned: Mapping[int, Task], board: Board, stop: Stop, jobs: int, threads: int
+) -> Iterator[tuple[int, Outcome]]:
+    """Every outcome as it comes, from so many processes.
 
     When one is killed, by the system or by a fault of a library, all that were at work end with it. Each of their runs
     then goes on alone, so that the one that kills its process takes no other with it.
@@ -42,10 +45,10 @@ def in_processes(planned: Mapping[int, Task], board: Board, stop: Stop, threads:
     left, suspects = dict(planned), set[int]()
     while left:
         chosen = {min(suspects)} if suspects else set(left)
-        jobs = 1 if suspects else board.jobs
+        at_once = 1 if suspects else jobs
         cut: list[int] = []
         before = len(left)
-        for i, outcome in _in_a_pool({i: left[i] for i in sorted(chosen)}, jobs, threads, board, stop):
+        for i, outcome in _in_a_pool({i: left[i] for i in sorted(chosen)}, at_once, threads, board, stop):
             if outcome is None:
                 cut.append(i)
             else:
@@ -71,9 +74,8 @@ def _in_a_pool(
     with ProcessPoolExecutor(
         min(jobs, len(planned)), context, _start_worker, (threads, stopping, begun, n_started)
     ) as pool:
-        waiting: dict[Future[Outcome], int] = {
-            pool.submit(_complete_in_worker, i, task): i for i, task in planned.items()
-        }
+        with _deaf_to_the_terminal():
+            waiting = {pool.submit(_complete_in_worker, i, task): i for i, task in planned.items()}
         while waiting:
             if stop():
                 stopping.set()
@@ -86,8 +88,19 @@ def _in_a_pool(
                 i = waiting.pop(future)
                 if not isinstance(future.exception(), BrokenExecutor):
                     yield i, future.result()
-                elif board.running.pop(i, None) is not None:
+                elif i in board.running:
+                    board.running.discard(i)
                     yield i, None
+
+
+@contextmanager
+def _deaf_to_the_terminal() -> Iterator[None]:
+    """Processes begun here do not hear its signals, from their first instant; this one does, a moment later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _stopping: Event | None = None
@@ -97,14 +110,13 @@ _begun: "SimpleQueue[int] | None" = None
 
 
 def _start_worker(threads: int, stopping: Event, begun: "SimpleQueue[int]", n_started: "Synchronized[int]") -> None:
-    """Give a worker its cores and its GPU; signals of the terminal are its parent's to handle."""
+    """Give a worker its cores and its GPU."""
     import torch  # noqa: PLC0415 (only workers start with it)
 
     from vaecli.devices import prefer_gpu  # noqa: PLC0415
 
     global _stopping, _begun
     _stopping, _begun = stopping, begun
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with n_started.get_lock():

@@ -1,6 +1,6 @@
 """A run on its way between machines that share no files: its directory as bytes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vaecli.errors import VaecliError
@@ -16,13 +16,13 @@ def pack(run: Run) -> dict[str, bytes]:
     return {str(path.relative_to(run.path)): path.read_bytes() for path in _files(run.path)}
 
 
-def unpack(files: Files, path: Path) -> Run:
+def unpack(files: Files, path: Path, write: Callable[[Path, bytes], object] = Path.write_bytes) -> Run:
     """A run's files in a directory that is there for nothing else."""
     for name in FOLDERS:
         (path / name).mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
+        write(path / name, content)
     return Run(path)
 
 
@@ -41,7 +41,7 @@ def store(files: Files, run: Run | None, parent: Path, name: str) -> Run:
     where = parent if run is None else run.path
     try:
         if run is None:
-            return Run(write_directory(parent, name, lambda path: unpack(files, path)))
+            return Run(write_directory(parent, name, lambda path: unpack(files, path, write_bytes)))
         for part in _in_order(files):
             (run.path / part).parent.mkdir(parents=True, exist_ok=True)
             write_bytes(run.path / part, files[part])
@@ -50,11 +50,19 @@ def store(files: Files, run: Run | None, parent: Path, name: str) -> Run:
     return Run(run.path)
 
 
-def _in_order(files: Files) -> Iterator[str]:
-    """Logs before the checkpoint that says how long they are, the best checkpoint before the last, then the rest."""
-    first = [*LOGS, f"{CHECKPOINTS}/best.pt", f"{CHECKPOINTS}/last.pt"]
-    yield from (name for name in first if name in files)
-    yield from (name for name in files if name not in first)
+def _in_order(files: Files) -> list[str]:
+    """What is read first comes last: logs, the checkpoint that says how long they are, figures, the state.
+
+    Of checkpoints the best comes before the last, of an evaluation the figures of every image before their means.
+    """
+    order = [*LOGS, f"{CHECKPOINTS}/best.pt", f"{CHECKPOINTS}/last.pt"]
+    rest = [name for name in files if name not in order]
+    last = [name for name in rest if Path(name).suffix == ".json"]
+    return (
+        [name for name in order if name in files]
+        + [name for name in rest if name not in last]
+        + sorted(last, key="status.json".__eq__)
+    )
 
 
 def _files(path: Path) -> Iterator[Path]:

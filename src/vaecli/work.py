@@ -4,20 +4,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from vaecli.config import Config, Section
 from vaecli.errors import InterruptedRunError, VaecliError
 from vaecli.runs import Run, list_runs
 from vaecli.sources import fingerprint
-from vaecli.stopping import Limit, Stop, never
+from vaecli.stopping import Stop, never
 
 FINISHED = frozenset({"completed", "converged"})
 """The states of runs that are trained."""
+
+
+def _shares_or_whole(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise ValueError("must be a whole number, or a share of one, as 0.5")
+    return gpus
 
 
 class Resources(Section):
@@ -26,7 +32,7 @@ class Resources(Section):
     threads: int | None = Field(1, ge=1, le=1024)
     """Of the CPU, which are part of what fixes a run's bits; None for a share of the cores, which depends on how many
     run at a time, and on a cluster for one."""
-    gpus: float = Field(0.0, ge=0, le=64)
+    gpus: Annotated[float, AfterValidator(_shares_or_whole)] = Field(0.0, ge=0, le=64)
     """On a cluster, where a run sees no others; on this machine, those that there are go round."""
     seconds_per_delivery: float = Field(60.0, gt=0)
     """On a cluster, how much training is lost at most when a node is."""
@@ -129,11 +135,11 @@ def done_before(task: Task) -> Outcome | None:
         return None  # whatever is damaged there is told of, or mended, where the run is completed
 
 
-def complete(task: Task, stop: Stop = never, limit: Limit | None = None) -> Outcome:
+def complete(task: Task, stop: Stop = never) -> Outcome:
     """Train what is not trained, evaluate what is not evaluated.
 
     Raises:
-        InterruptedRunError: `stop` or the limit said so; anything else that is wrong stands in the outcome.
+        InterruptedRunError: `stop` said so; anything else that is wrong stands in the outcome.
     """
     from vaecli.evaluation import evaluate, evaluation_path  # noqa: PLC0415 (torch)
     from vaecli.training import resume, train  # noqa: PLC0415
@@ -141,9 +147,9 @@ def complete(task: Task, stop: Stop = never, limit: Limit | None = None) -> Outc
     config, run, work = task.config, task.known, task.work
     try:
         if run is None:
-            run = train(config, runs_dir=work.runs_dir, data_dir=work.data_dir, stop=stop, limit=limit)
+            run = train(config, runs_dir=work.runs_dir, data_dir=work.data_dir, stop=stop)
         elif run.status.get("state") not in FINISHED:
-            run = resume(run, data_dir=work.data_dir, stop=stop, limit=limit)
+            run = resume(run, data_dir=work.data_dir, stop=stop)
         path = evaluation_path(run, k=work.k, binarised=work.binarised)
         if not path.is_file():
             evaluate(run, k=work.k, binarised=work.binarised, device=config.device, data_dir=work.data_dir)

@@ -12,7 +12,7 @@ from vaecli.cli.compare import SOME_FAILED
 from vaecli.cli.train import StopOnSignal
 from vaecli.errors import UsageError
 
-Engine = Literal["local", "ray"]
+Engine = Literal["local", "ray"]  # vaecli.engine's, which would import pydantic for a page of help
 
 
 @app.command(
@@ -27,7 +27,12 @@ def sweep(
     spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="base, grid, points, resources, evaluation.")],
     engine: Annotated[Engine, typer.Option("--engine", help="This machine, or a Ray cluster.")] = "local",
     address: Annotated[
-        str | None, typer.Option("--address", help="Of a Ray cluster, as host:port; auto for one that is running here.")
+        str | None,
+        typer.Option(
+            "--address",
+            help="Of a Ray cluster: host:port, or auto for the one that this machine is part of; "
+            "default: $RAY_ADDRESS, or a new one on this machine.",
+        ),
     ] = None,
     jobs: Annotated[
         int | None, typer.Option("--jobs", min=1, help="Runs at a time; default: 1, on a cluster all it has room for.")
@@ -79,11 +84,15 @@ def sweep(
 
 def _announce(n_runs: int, threads: int | None, engine: Engine, jobs: int | None) -> None:
     """Say what begins, and whether this machine has the cores for it."""
-    each = "a share of the cores" if threads is None else f"{threads} threads"
     if engine == "ray":
-        note(f"{n_runs} runs on a Ray cluster, each on {each}")
+        note(f"{n_runs} runs on a Ray cluster, each on {_threads(threads or 1)}")
         return
     jobs, cores = min(jobs or 1, n_runs), os.cpu_count() or 1
+    each = "a share of the cores" if threads is None else _threads(threads)
     note(f"{n_runs} runs, {jobs} at a time, each on {each}")
     if jobs * (threads or 1) > cores:
         note(f"that is more than the {cores} cores of this machine")
+
+
+def _threads(n: int) -> str:
+    return "one thread" if n == 1 else f"{n} threads"

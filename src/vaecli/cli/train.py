@@ -145,7 +145,7 @@ class StopOnSignal:
         if self.signalled:
             os._exit(130)
         self.signalled = True
-        note("stopping after this step; once more to leave at once")
+        note("stopping; once more to leave at once")
 
 
 def _summary(run: "Run") -> None:
