@@ -191,7 +191,7 @@ def test_sweep(vae, config, tmp_path):
     }
     code, out, err = vae("sweep", spec)
     assert (code, out) == (0, "runs/sweeps/sizes/report.html\n")
-    assert "vae: 2 runs, 1 at a time, each on 1 threads" in err
+    assert "vae: 2 runs, 1 at a time, each on one thread" in err
     assert [line.split(":")[0] for line in err.splitlines() if "ELBO" in line] == [
         "1/2  latent_dim 1",
         "2/2  latent_dim 2",

@@ -64,7 +64,7 @@ def comparable(figures: dict) -> dict:
 
 
 def test_a_node_that_dies_midway_changes_nothing_but_the_time(cluster, work, small, tmp_path, monkeypatch):
-    configs = [small(seed=seed, training={"epochs": 300}) for seed in range(4)]
+    configs = [small(seed=seed, training={"epochs": 200}) for seed in range(4)]
     killed_at, lost, get = [], [], ray.get
 
     def kill_a_node() -> bool:
