@@ -1,5 +1,6 @@
 """Settings by their dotted keys, as `model.latent_dim`."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,9 @@ def matches(conditions: Sequence[str]) -> Callable[[Run], bool]:
     for text in conditions:
         key, equals, written = text.partition("=")
         if not equals or key not in all_keys():
-            raise UsageError(f"{text!r}: is no KEY=VALUE of a config; keys: {', '.join(all_keys())}")
+            near = difflib.get_close_matches(key, all_keys(), n=1)
+            hint = f"did you mean {near[0]}=...?" if near else f"keys: {', '.join(all_keys())}"
+            raise UsageError(f"{text!r}: is no KEY=VALUE of a config; {hint}")
         try:
             wanted[key] = yaml.safe_load(written)
         except yaml.YAMLError as error:
