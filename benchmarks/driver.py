@@ -20,12 +20,11 @@ import yaml
 
 from vaecli import cluster
 from vaecli.configfile import dump_config
-from vaecli.engine import run_all
 from vaecli.legs import Delivery, Leg
 from vaecli.shipping import pack
-from vaecli.sweep import Sweep, Swept, load_sweep
+from vaecli.sweep import Sweep, Swept, load_sweep, run_sweep
 from vaecli.sweepreport import write_sweep_report
-from vaecli.work import Resources, Task, Work, complete
+from vaecli.work import Task, Work, complete
 
 BASE = {
     "model": {"hidden_dim": 10},
@@ -48,7 +47,6 @@ def main() -> None:
 
 def _simulate(directory: Path, n_runs: int, at_a_time: int, seconds: float) -> None:
     sweep = _sweep(directory, n_runs)
-    work = Work(directory / "runs", k=1, binarised=False)
     real = complete(Task(sweep.configs[0], None, Work(directory / "real", k=1, binarised=False)))
     assert real.run is not None, real.error
     files = pack(real.run)
@@ -59,7 +57,7 @@ def _simulate(directory: Path, n_runs: int, at_a_time: int, seconds: float) -> N
     _warm_up(at_a_time)
 
     def do_all() -> Swept:
-        return Swept(sweep, run_all(sweep.configs, work, engine="ray", resources=Resources()))
+        return run_sweep(sweep, directory / "out", runs_dir=directory / "runs", engine="ray")
 
     print(f"{n_runs:,} runs of {seconds:g} s, {at_a_time} at a time, {size:.2f} MB each, {os.cpu_count()} cores")
     swept = _timed("all runs", do_all, floor=n_runs * seconds / at_a_time)
@@ -75,7 +73,9 @@ def _sweep(directory: Path, n_runs: int) -> Sweep:
     (directory / "base.yaml").write_text(yaml.safe_dump(BASE))
     latent_dims = [2, 5, 10, 20, 50]
     grid = {"model.latent_dim": latent_dims, "seed": list(range(n_runs // len(latent_dims)))}
-    (directory / "fake.yaml").write_text(yaml.safe_dump({"base": "base.yaml", "grid": grid}))
+    (directory / "fake.yaml").write_text(
+        yaml.safe_dump({"base": "base.yaml", "grid": grid, "evaluation": {"k": 1, "binarised": False}})
+    )
     return _timed("spec read and every point validated", lambda: load_sweep(directory / "fake.yaml"))
 
 

@@ -1,4 +1,4 @@
-from contextlib import suppress
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,28 @@ from vaecli.shipping import pack, store, unpack
 from vaecli.stopping import Limit
 from vaecli.training import resume, train
 from vaecli.work import Task, Work, complete, done_before
+
+
+@pytest.fixture
+def store_some(monkeypatch):
+    """Stores a delivery, until so many files are written."""
+    write = shipping.write_bytes
+
+    def store_until_full(files, run: Run, most: int) -> None:
+        written: list[Path] = []
+
+        def write_or_fail(path: Path, content: bytes) -> None:
+            if len(written) == most:
+                raise OSError(28, "No space left on device", str(path))
+            written.append(path)
+            write(path, content)
+
+        monkeypatch.setattr(shipping, "write_bytes", write_or_fail)
+        with nullcontext() if most == len(files) else pytest.raises(VaecliError, match="cannot be written: No space"):
+            store(files, run, run.path.parent, run.name)
+        assert len(written) == most
+
+    return store_until_full
 
 
 def test_a_run_goes_on_wherever_its_files_are(small, tmp_path):
@@ -28,7 +50,7 @@ def test_a_run_goes_on_wherever_its_files_are(small, tmp_path):
     assert store(files, None, back.path.parent, first.name).name == f"{first.name}-2"
 
 
-def test_a_delivery_that_is_cut_at_any_file_leaves_a_run_that_goes_on_to_the_same_bits(small, tmp_path, monkeypatch):
+def test_a_delivery_that_is_cut_at_any_file_leaves_a_run_that_goes_on_to_the_same_bits(small, tmp_path, store_some):
     config = small()
     uncut = traces(train(config, runs_dir=tmp_path / "uncut"))
     deliveries = []
@@ -39,43 +61,19 @@ def test_a_delivery_that_is_cut_at_any_file_leaves_a_run_that_goes_on_to_the_sam
     with pytest.raises(LimitReachedError):
         resume(there, limit=Limit(images=50))
     deliveries.append(pack(there))
-    write, written = shipping.write_bytes, []
-
-    def write_some(path: Path, content: bytes) -> None:
-        if len(written) == most:
-            raise OSError(28, "No space left on device", str(path))
-        written.append(path)
-        write(path, content)
-
-    monkeypatch.setattr(shipping, "write_bytes", write_some)
     for most in range(len(deliveries[1])):
         run = unpack(deliveries[0], tmp_path / "here" / "small" / f"cut-{most}")
-        written.clear()
-        with pytest.raises(VaecliError, match="cannot be written: No space left"):
-            store(deliveries[1], run, run.path.parent, run.name)
-        assert len(written) == most
+        store_some(deliveries[1], run, most)
         assert traces(resume(Run(run.path))) == uncut
 
 
-def test_a_run_whose_delivery_is_cut_is_not_taken_for_done_before_all_of_it_is_there(small, tmp_path, monkeypatch):
+def test_a_run_whose_delivery_is_cut_is_not_taken_for_done_before_all_of_it_is_there(small, tmp_path, store_some):
     config, there = small(), Work(tmp_path / "there", k=2, binarised=False)
     done = complete(Task(config, None, there))
-    (cut,) = [train(config, runs_dir=tmp_path / "cut")]
-    before, after = pack(cut), pack(done.run)
-    write, written = shipping.write_bytes, []
-
-    def write_some(path: Path, content: bytes) -> None:
-        if len(written) == most:
-            raise OSError(28, "No space left on device", str(path))
-        written.append(path)
-        write(path, content)
-
-    monkeypatch.setattr(shipping, "write_bytes", write_some)
+    before, after = pack(train(config, runs_dir=tmp_path / "cut")), pack(done.run)
     for most in range(len(after) + 1):
-        written.clear()
         run = unpack(before, tmp_path / "here" / "small" / f"cut-{most}")
-        with suppress(VaecliError):
-            store(after, run, run.path.parent, run.name)
+        store_some(after, run, most)
         task = Task(config, run, Work(tmp_path / "here", k=2, binarised=False))
         for outcome in (done_before(task), complete(task)):
             if outcome is not None:

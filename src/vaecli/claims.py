@@ -27,7 +27,7 @@ def claim(out: Path, name: str, terms: Mapping[str, Any], members: Sequence[Any]
         if path.is_file():
             old = json.loads(path.read_text())
             same = all(old[key] == value for key, value in terms.items())
-            if not same or any(member not in members for member in old["members"]):
+            if not same or not _as_text(old["members"]) <= _as_text(members):
                 raise UsageError(f"{out}: holds the results of another {path.stem}; name another directory with --out")
         elif out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UsageError(f"{out}: is not empty, and not a {path.stem}'s; name another directory with --out")
@@ -37,3 +37,8 @@ def claim(out: Path, name: str, terms: Mapping[str, Any], members: Sequence[Any]
         raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"{path}: cannot be read; name another directory with --out") from error
+
+
+def _as_text(members: Sequence[Any]) -> set[str]:
+    """Members that can be looked up: there may be very many."""
+    return {json.dumps(member, sort_keys=True) for member in members}
