@@ -14,7 +14,7 @@ from torch import distributed
 from vaecli.configfile import parse_config
 from vaecli.datasets import Dataset
 from vaecli.devices import flush_subnormals
-from vaecli.objectives import objective
+from vaecli.objectives import noise, objective
 from vaecli.observations import observation
 from vaecli.state import TrainingState, new_state
 
@@ -47,14 +47,15 @@ def _steps(state: TrainingState, processes: int) -> tuple[float, float]:
     began, sharing = time.perf_counter(), 0.0
     for _ in range(STEPS):
         batch = observe(next(minibatches), state.generators["pixels"])
-        bound, _ = maximise(state.vae, batch, state.generators["epsilon"], 1.0)
+        epsilon = noise(state.vae, batch, config.objective.L, state.generators["epsilon"])
+        bound, _ = maximise(state.vae, batch, epsilon, 1.0)
         state.optimizer.zero_grad()
         (-bound.mean()).backward()
         if processes > 1:
             before = time.perf_counter()
             distributed.all_reduce(gradient)
             sharing += time.perf_counter() - before
-        state.optimizer.step()
+        state.optimizer.step(config.optimizer.learning_rate)
     return (time.perf_counter() - began) / STEPS * 1e3, sharing / STEPS * 1e3
 
 

@@ -1,4 +1,4 @@
-"""Steps that are replayed end in the bits of plain ones: on CUDA for real, and anywhere the bookkeeping around it."""
+"""Steps that are replayed end in the bits of plain ones, and steps of several runs together where each goes alone."""
 
 from contextlib import contextmanager
 from unittest.mock import MagicMock
@@ -7,38 +7,32 @@ import pytest
 import torch
 
 from identical import traces
-from vaecli import training
+from vaecli import steps, training
 from vaecli.errors import LimitReachedError
-from vaecli.observations import observation
+from vaecli.likelihoods import LIKELIHOODS
+from vaecli.observations import Batch, observation
 from vaecli.runs import list_runs
-from vaecli.state import adam_on_device, build_optimizer
-from vaecli.steps import Ascent, Recorded, is_recorded, new_step
+from vaecli.state import build_optimizer
+from vaecli.steps import Ascent, Recorded, Replicates, is_recorded, new_step, one_by_one
 from vaecli.stopping import Limit
 from vaecli.training import resume, train
 
 on_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-
-
-@pytest.fixture
-def start(small):
-    """A state before its first step, and how its pixels are observed."""
-
-    def begin(**settings):
-        state, _ = training._start(small(**settings), None, None)
-        return state, observation(state.config.model.likelihood.support, state.config.data)
-
-    return begin
-
-
-def parameters(state) -> list[bytes]:
-    return [parameter.detach().numpy().tobytes() for parameter in state.vae.parameters()]
+SEEDS = (0, 1, 5)
+EXACT = {"optimizer": {"learning_rate": 2**-9, "schedule": "constant"}}
+"""A step size that float32 holds, as which it lies on a device."""
 
 
 @on_cuda
 @pytest.mark.parametrize("decoder", ["bernoulli", "gaussian", "discretized-logistic"])
-@pytest.mark.parametrize("objective", [{}, {"L": 3, "estimator": "A"}, {"name": "iwae", "L": 3}])
-def test_replayed_steps_end_in_the_bits_of_plain_ones(small, tmp_path, decoder, objective):
-    settings = {"device": "cuda", "model": {"decoder": decoder}, "objective": objective}
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"L": 3, "estimator": "A"}, {"name": "iwae", "L": 3}, {"kl_warmup": 2}, {"optimizer": {"name": "adagrad"}}],
+)
+def test_replayed_steps_end_in_the_bits_of_plain_ones(small, tmp_path, monkeypatch, decoder, settings):
+    monkeypatch.setattr(steps, "STEPS_PER_LAUNCH", 2)
+    optimizer = settings.pop("optimizer", {})
+    settings = {"device": "cuda", "model": {"decoder": decoder}, "objective": settings, "optimizer": optimizer}
     plain, replayed = (
         train(small(**settings, training={"batch_size": 10, "cuda_graph": asked}), runs_dir=tmp_path / str(asked))
         for asked in (False, True)
@@ -50,7 +44,8 @@ def test_replayed_steps_end_in_the_bits_of_plain_ones(small, tmp_path, decoder, 
 
 
 @on_cuda
-def test_a_replayed_run_that_was_cut_goes_on_to_the_same_bits(small, tmp_path):
+def test_a_replayed_run_that_was_cut_goes_on_to_the_same_bits(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "STEPS_PER_LAUNCH", 2)
     config = small(device="cuda", training={"cuda_graph": True})
     uncut = train(config, runs_dir=tmp_path / "uncut")
     with pytest.raises(LimitReachedError):
@@ -59,59 +54,146 @@ def test_a_replayed_run_that_was_cut_goes_on_to_the_same_bits(small, tmp_path):
     assert traces(resume(cut)) == traces(uncut)
 
 
-def test_nothing_is_recorded_but_on_cuda(start):
-    state, observe = start(training={"cuda_graph": True})
+def test_nothing_is_recorded_but_on_cuda(small):
+    state, _ = training._start(small(training={"cuda_graph": True}), None, None)
     assert not is_recorded(state)
-    assert isinstance(new_step(state, observe), Ascent)
 
 
-def test_what_is_done_before_a_recording_is_taken_back(start, monkeypatch):
-    """With a CUDA graph that is played by the plain step: 45 images in minibatches of 10 leave one of 5 an epoch."""
-    state, observe = start()
-    plain, other = start()
-    step, recorded = Ascent(plain, other), Recorded(state, Ascent(state, observe))
-    rounds: list[int] = []
-    at_set_rate = Ascent.at_set_rate
+@pytest.fixture
+def pretended(monkeypatch):
+    """CUDA graphs that are replayed operation by operation, and the sizes of the minibatches of all steps made."""
+    recorded: list[Recorded] = []
+    sizes: list[int] = []
 
-    def count(self, pixels, weight):
-        rounds.append(len(pixels))
-        return at_set_rate(self, pixels, weight)
+    class Noted(Recorded):
+        def __init__(self, ascend):
+            super().__init__(ascend)
+            recorded.append(self)
 
     class Graph:
         def register_generator_state(self, generator):
-            assert generator in state.generators.values()
+            states = recorded[-1]._ascend.states
+            assert any(generator is stream for state in states for stream in state.generators.values())
 
         def replay(self):
-            recorded._figures.copy_(recorded._ascend.at_set_rate(recorded._pixels, 1.0))
+            step = recorded[-1]
+            step._figures.copy_(step._steps(*step._portions))
 
     @contextmanager
     def record_only(graph):
-        before = state.capture({})
+        states = recorded[-1]._ascend.states
+        before = [state.capture({}) for state in states]
         yield
-        state.restore(before)
+        for state, checkpoint in zip(states, before, strict=True):
+            state.restore(checkpoint)
+        recorded[-1]._ascend.optimizer.n_steps.fill_(states[0].progress.step)
 
-    monkeypatch.setattr(Ascent, "at_set_rate", count)
+    for kind in (Ascent, Replicates):
+        ascend = kind.__call__
+
+        def count(self, *minibatches, ascend=ascend):
+            sizes.append(len(minibatches[0].pixels))
+            return ascend(self, *minibatches)
+
+        monkeypatch.setattr(kind, "__call__", count)
+    monkeypatch.setattr(steps, "STEPS_PER_LAUNCH", 2)
+    monkeypatch.setattr(steps, "ROUNDS_BEFORE_RECORDING", 1)
+    monkeypatch.setattr(steps, "Recorded", Noted)
+    monkeypatch.setattr(steps, "is_recorded", lambda state: state.config.training.cuda_graph)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record_only)
     for name in ("Stream", "current_stream", "stream"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
-    for one, ascend in ((plain, step), (state, recorded)):
-        for _ in range(2):
-            training._run_epoch(one, ascend, lambda: None)
-    assert rounds == [10, 10, 10, 10, 5] * 2 + [10] * 3 + [10] + [10, 10, 10, 10, 5] * 2
-    assert parameters(state) == parameters(plain)
-    assert state.trace.numpy().tobytes() == plain.trace.numpy().tobytes()
+    return sizes
 
 
-def test_adam_with_all_that_it_keeps_on_the_device_is_adam(start):
-    """Its step size is a float32 there, so that it may differ in the last bit."""
-    one, observe = start()
-    other, _ = start()
-    other.optimizer = adam_on_device(other.config.optimizer, other.vae)
-    assert isinstance(other.optimizer.param_groups[0]["lr"], torch.Tensor)
-    for state in (one, other):
-        training._run_epoch(state, Ascent(state, observe), lambda: None)
-    for mine, theirs in zip(one.vae.parameters(), other.vae.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
-    again = build_optimizer(other.config.optimizer, other.vae)
-    again.load_state_dict(again.state_dict() | {"state": other.optimizer.state_dict()["state"]})
+def outcome(run) -> dict:
+    return {key: value for key, value in traces(run)["last"].items() if key != "config"}
+
+
+@pytest.mark.parametrize("settings", [EXACT, {"objective": {"kl_warmup": 2}, "optimizer": {"name": "adagrad"}}])
+def test_a_run_whose_steps_are_replayed_ends_in_the_same_bits(small, tmp_path, pretended, settings):
+    """45 images in minibatches of 10: two portions of two steps an epoch, and a minibatch of five."""
+    plain = train(small(**settings), runs_dir=tmp_path / "plain")
+    pretended.clear()
+    replayed = train(small(**settings, training={"cuda_graph": True}), runs_dir=tmp_path / "replayed")
+    before_recording, recorded, epoch = [10], [10, 10], [10, 10, 10, 10, 5]
+    assert pretended == before_recording + recorded + 3 * epoch
+    assert outcome(replayed) == outcome(plain)
+
+
+@pytest.mark.parametrize("n_images", [10, 30, 45, 75])
+def test_a_replayed_run_goes_on_from_between_its_portions(small, tmp_path, pretended, monkeypatch, n_images):
+    plain = train(small(**EXACT), runs_dir=tmp_path / "plain")
+    config, limit = small(**EXACT, training={"cuda_graph": True}), Limit(images=n_images)
+    monkeypatch.setattr(steps, "STEPS_PER_LAUNCH", 1)
+    with pytest.raises(LimitReachedError):
+        train(config, runs_dir=tmp_path / "cut", limit=limit)
+    monkeypatch.setattr(steps, "STEPS_PER_LAUNCH", 2)
+    (cut,) = list_runs(tmp_path / "cut")
+    assert outcome(resume(cut)) == outcome(plain)
+
+
+def beginnings(config, seeds=SEEDS) -> list:
+    """States before their first step, in float64, and how their pixels are observed."""
+    found = []
+    for seed in seeds:
+        state, _ = training._start(config.model_copy(update={"seed": seed}), None, None)
+        state.vae.double()
+        state.optimizer = build_optimizer(state.config.optimizer, state.vae)
+        found.append(state)
+    observe = observation(config.model.likelihood.support, config.data)
+    return found, lambda pixels, noise: Batch(*(part.double() for part in observe(pixels, noise)))
+
+
+def go_together(states, observe, n_epochs) -> None:
+    """The epochs of all, with the steps of each round made together."""
+    step = new_step(states, observe)
+    for _ in range(n_epochs):
+        epochs = [training._epoch(state, training.steps_at_a_time(state), lambda: None) for state in states]
+        asked = [next(epoch) for epoch in epochs]
+        while asked:
+            figures = step(*asked)
+            asked = []
+            for r, epoch in enumerate(epochs):
+                try:
+                    asked.append(epoch.send(figures[:, r]))
+                except StopIteration:
+                    continue
+
+
+@pytest.mark.parametrize("decoder", LIKELIHOODS)
+@pytest.mark.parametrize(
+    "objective",
+    [{"L": 2, "kl_warmup": 1}, {"estimator": "A"}, {"name": "iwae", "L": 3}],
+    ids=["B", "A", "iwae"],
+)
+def test_runs_whose_steps_are_made_together_go_where_each_goes_alone(small, decoder, objective):
+    """15 steps in float64: only the order of sums differs, by some 1e-16 each time, and steps are of 1e-3."""
+    config = small(model={"decoder": decoder}, objective=objective)
+    alone, observe = beginnings(config)
+    for state in alone:
+        step = one_by_one(Ascent(state, observe))
+        for _ in range(3):
+            training.drive(training._epoch(state, 1, lambda: None), step)
+    together, observe = beginnings(config)
+    go_together(together, observe, 3)
+    for one, other in zip(alone, together, strict=True):
+        torch.testing.assert_close(other.vae.state_dict(), one.vae.state_dict(), rtol=0, atol=1e-9)
+        torch.testing.assert_close(other.optimizer.state_dict(), one.optimizer.state_dict(), rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(other.trace, one.trace, rtol=1e-6, atol=1e-6)  # kept in float32
+        assert other.progress.step == one.progress.step == 15
+    assert not torch.equal(together[0].trace, together[1].trace)
+
+
+def test_runs_together_are_replayed_too(small, pretended):
+    plain, observe = beginnings(small(**EXACT))
+    go_together(plain, observe, 2)
+    pretended.clear()
+    replayed, observe = beginnings(small(**EXACT, training={"cuda_graph": True}))
+    go_together(replayed, observe, 2)
+    assert pretended == [10, 10, 10] + 2 * [10, 10, 10, 10, 5]
+    for one, other in zip(plain, replayed, strict=True):
+        torch.testing.assert_close(other.vae.state_dict(), one.vae.state_dict(), rtol=0, atol=0)
+        torch.testing.assert_close(other.optimizer.state_dict(), one.optimizer.state_dict(), rtol=0, atol=0)
+        assert torch.equal(other.trace, one.trace)

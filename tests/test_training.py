@@ -26,6 +26,7 @@ from vaecli.objectives import kl_weight, log_evidence, objective
 from vaecli.observations import Batch, observation
 from vaecli.randomness import generator
 from vaecli.runs import EVENTS, LOCK, create_run, load_run
+from vaecli.steps import Ascent
 from vaecli.stopping import Limit
 from vaecli.training import learning_rate, resume, train
 
@@ -338,7 +339,7 @@ def test_out_of_memory_says_what_to_make_smaller(small, tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(vaecli.training, "_run_epoch", fail)
+    monkeypatch.setattr(Ascent, "__call__", fail)
     with pytest.raises(VaecliError, match=r"out of memory; make training.batch_size"):
         train(small(), runs_dir=tmp_path)
     assert "out of memory" in only_run(tmp_path).status["reason"]

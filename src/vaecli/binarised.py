@@ -14,7 +14,6 @@ from typing import ClassVar, final
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.optim import Adam
 
 from vaecli.config import Config
 from vaecli.datasets import Dataset, Images
@@ -25,6 +24,7 @@ from vaecli.files import write_atomically
 from vaecli.likelihoods import Support
 from vaecli.objectives import elbo
 from vaecli.observations import binarize_dynamically
+from vaecli.optimizers import Adam
 from vaecli.randomness import generator
 from vaecli.runs import Run
 from vaecli.vae import VAE, build_vae
@@ -123,7 +123,7 @@ def fit_encoder(model: VAE, train: Images, held_out: Images, seed: int, report: 
     """
     device, encoder = model.device, model.encoder
     pixels, held_out_pixels = train.pixels.to(device), held_out.pixels.to(device)
-    optimizer = Adam(encoder.parameters(), LEARNING_RATE, fused=True)
+    optimizer = Adam(encoder.parameters())
     order, noise = generator(seed, "refit"), generator(seed, "refit", device)
     steps = EPOCHS * -(-len(train) // BATCH_SIZE)
     step, best, best_epoch, weights = 0, -math.inf, 0, encoder.state_dict()
@@ -133,8 +133,7 @@ def fit_encoder(model: VAE, train: Images, held_out: Images, seed: int, report: 
             loss = -elbo(model, batch, 1, noise).value.mean()
             optimizer.zero_grad()
             loss.backward()
-            optimizer.param_groups[0]["lr"] = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps))
-            optimizer.step()
+            optimizer.step(LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * step / steps)))
             step += 1
             report(step, steps)
         if len(held_out):

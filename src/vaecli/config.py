@@ -123,7 +123,7 @@ class TrainingConfig(Section):
     patience: int | None = Field(None, ge=1)
     """Stop as converged after so many epochs without a better validation ELBO; null: never."""
     cuda_graph: bool = False
-    """On CUDA with Adam and no warm-up: record a step once and replay it."""
+    """On CUDA: record some steps once and replay them, in one launch each time."""
     tf32: bool = False
     """On CUDA: matrix products with factors rounded to TF32."""
 
@@ -197,8 +197,6 @@ class Config(Section):
                 unused[f"model.{key}"] = f"{decoder} has none"
         if self.objective.name == "iwae":
             unused["objective.estimator"] = "iwae has but one"
-        if self.optimizer.name != "adam" or self.objective.kl_warmup:
-            unused["training.cuda_graph"] = "only steps with Adam and no warm-up are recorded"
         if self.device in {"cpu", "mps"}:
             unused |= dict.fromkeys(("training.cuda_graph", "training.tf32"), f"device is {self.device}")
         return unused

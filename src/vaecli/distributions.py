@@ -5,13 +5,12 @@ The encoder q(z|x) and every decoder p(x|z) are of this one kind. A new decoder 
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd import Function
-from torch.autograd.function import FunctionCtx
 from torch.distributions import Distribution
 from torch.nn.functional import sigmoid
 
@@ -233,14 +232,14 @@ class _Floor(Function):
         return x.clamp(min=low)
 
     @staticmethod
-    def setup_context(ctx: FunctionCtx, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
         x, low = inputs
         ctx.save_for_backward(x >= low)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
-        (above,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        (above,) = ctx.saved_tensors
         return gradient * (above | (gradient < 0)), None
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from vaecli.checkpoints import Checkpoint
 from vaecli.errors import DivergedError, VaecliError
-from vaecli.objectives import kl_weight, objective
+from vaecli.objectives import kl_weight, noise, objective
 from vaecli.observations import Observe
 from vaecli.state import TrainingState, TrainingStream
 
@@ -63,13 +63,14 @@ def explain(state: TrainingState, good: Checkpoint, observe: Observe, step: int,
 
 def _examine(state: TrainingState, observe: Observe, repeat: Callable[[int], None]) -> str | None:
     """Make one step, and say what in it is not finite."""
-    noise = {stream: state.generators[stream].get_state() for stream in NOISE}
+    config, streams = state.config.objective, {stream: state.generators[stream].get_state() for stream in NOISE}
     rows = state.rows()[0]
     batch = observe(next(state.minibatches()), state.generators["pixels"])
-    weight = kl_weight(state.config.objective, state.progress.step, state.steps_per_epoch)
+    epsilon = noise(state.vae, batch, config.L, state.generators["epsilon"])
     with torch.no_grad():
-        bound, elbo = objective(state.config.objective)(state.vae, batch, state.generators["epsilon"], weight)
-    for stream, before in noise.items():
+        weight = kl_weight(config, state.progress.step, state.steps_per_epoch)
+        bound, elbo = objective(config)(state.vae, batch, epsilon, weight)
+    for stream, before in streams.items():
         state.generators[stream].set_state(before)
     terms = {"log-likelihood": elbo.log_likelihood, "KL term": elbo.kl, "bound": bound}
     repeat(state.progress.step + 1)

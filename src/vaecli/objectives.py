@@ -6,7 +6,6 @@ the loss of training is the negative mean over the minibatch.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -45,18 +44,21 @@ class Draws(NamedTuple):
         """SGVB estimator B (paper, eq. 7): the KL term in closed form, the likelihood averaged over S."""
         return Elbo(self.log_likelihood.mean(0), self.posterior.kl_from_standard().sum(-1))
 
-    def log_weights(self, prior: DiagonalNormal, kl_weight: float = 1.0) -> Float[Tensor, "S B"]:
+    def log_weights(self, prior: DiagonalNormal, kl_weight: float | Tensor = 1.0) -> Float[Tensor, "S B"]:
         """log w = log p(x|z) + β (log p(z) - log q(z|x)), with β = 1 unless it is being warmed up."""
         return self.log_likelihood + kl_weight * (prior.log_prob(self.z) - self.posterior.log_prob(self.z))
 
 
-def draw(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Draws:
-    """z = μ(x) + σ(x) ⊙ ε with ε ~ N(0, I), S times for every image (paper, eq. 4), and log p(x|z) of each."""
+def noise(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, "S B Z"]:
+    """ε ~ N(0, I), S times for every image; `generator` is on the batch's device."""
+    return standard_normal((n_samples, len(batch.input), vae.latent_dim), batch.input, generator)
+
+
+def draw(vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"]) -> Draws:
+    """z = μ(x) + σ(x) ⊙ ε, S times for every image (paper, eq. 4), and log p(x|z) of each."""
     posterior = vae.encoder(batch.input)
     assert isinstance(posterior, DiagonalNormal)
-    mean = posterior.mean
-    epsilon = standard_normal((n_samples, *mean.shape), mean, generator)
-    z = mean + posterior.stddev * epsilon
+    z = posterior.mean + posterior.stddev * epsilon
     likelihood = vae.decoder(z)
     return Draws(posterior, z, likelihood, likelihood.log_prob(batch.target))
 
@@ -73,12 +75,12 @@ def log_weights(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generat
         n_samples: S.
         generator: Draws ε, on the batch's device.
     """
-    return draw(vae, batch, n_samples, generator).log_weights(vae.prior)
+    return draw(vae, batch, noise(vae, batch, n_samples, generator)).log_weights(vae.prior)
 
 
 def elbo(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Elbo:
     """The evidence lower bound by SGVB estimator B; arguments as for `log_weights`."""
-    return draw(vae, batch, n_samples, generator).elbo
+    return draw(vae, batch, noise(vae, batch, n_samples, generator)).elbo
 
 
 def log_evidence(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, " B"]:
@@ -91,32 +93,32 @@ def log_mean_exp(log_w: Float[Tensor, "S B"]) -> Float[Tensor, " B"]:
     return log_w.logsumexp(0) - math.log(len(log_w))
 
 
-Objective = Callable[[VAE, Batch, torch.Generator, float], tuple[Float[Tensor, " B"], Elbo]]
-"""What training maximises, given the KL weight: the bound with its gradient, and, to report, the elbo of the same draws
-at weight 1."""
+Objective = Callable[[VAE, Batch, Tensor, float | Tensor], tuple[Tensor, Elbo]]
+"""What training maximises, given ε (S, B, Z) and the KL weight: the bound (B,) with its gradient, and, to report, the
+elbo of the same draws at weight 1."""
 
 
 def estimator_a(
-    vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float, *, n_samples: int
+    vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: float | Tensor
 ) -> tuple[Float[Tensor, " B"], Elbo]:
     """SGVB estimator A (paper, eq. 6): the mean log importance weight."""
-    draws = draw(vae, batch, n_samples, generator)
+    draws = draw(vae, batch, epsilon)
     return draws.log_weights(vae.prior, kl_weight).mean(0), draws.elbo
 
 
 def estimator_b(
-    vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float, *, n_samples: int
+    vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: float | Tensor
 ) -> tuple[Float[Tensor, " B"], Elbo]:
     """SGVB estimator B (paper, eq. 7): the KL term in closed form."""
-    bound = elbo(vae, batch, n_samples, generator)
+    bound = draw(vae, batch, epsilon).elbo
     return bound.log_likelihood - kl_weight * bound.kl, bound
 
 
 def iwae(
-    vae: VAE, batch: Batch, generator: torch.Generator, kl_weight: float, *, n_samples: int
+    vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: float | Tensor
 ) -> tuple[Float[Tensor, " B"], Elbo]:
     """The importance-weighted bound (Burda et al. 2015, eq. 8)."""
-    draws = draw(vae, batch, n_samples, generator)
+    draws = draw(vae, batch, epsilon)
     return log_mean_exp(draws.log_weights(vae.prior, kl_weight)), draws.elbo
 
 
@@ -128,5 +130,4 @@ def kl_weight(config: ObjectiveConfig, step: int, steps_per_epoch: int) -> float
 
 def objective(config: ObjectiveConfig) -> Objective:
     """The objective that a config names."""
-    chosen = {("elbo", "A"): estimator_a, ("elbo", "B"): estimator_b}.get((config.name, config.estimator), iwae)
-    return partial(chosen, n_samples=config.L)
+    return {("elbo", "A"): estimator_a, ("elbo", "B"): estimator_b}.get((config.name, config.estimator), iwae)

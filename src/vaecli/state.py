@@ -1,15 +1,13 @@
 """The state of training: everything that, saved and restored, makes the rest of a run the same to the last bit."""
 
-import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
-from torch.optim import Adagrad, Adam, Optimizer
 
 from vaecli.checkpoints import Checkpoint, Progress
 from vaecli.config import Config, OptimizerConfig
@@ -17,11 +15,14 @@ from vaecli.datasets import Images
 from vaecli.devices import conditions, memory
 from vaecli.errors import UsageError, VaecliError
 from vaecli.gathering import gather
+from vaecli.optimizers import Adagrad, Adam, Optimizer
 from vaecli.randomness import generator
 from vaecli.vae import VAE, build_vae, outline
 
 BYTES_PER_PARAMETER = 16
 """float32: itself, its gradient, and two moments."""
+STEP = "step"
+"""The name under which a checkpoint has the number of steps beside the moments of each parameter, as torch does."""
 TrainingStream = Literal["permutation", "epsilon", "pixels"]
 
 
@@ -40,6 +41,8 @@ class TrainingState:
     trace: Tensor
     """Loss, log-likelihood and KL of each step of the epoch, on the device, so that no step waits for a figure."""
     data_sha256: str
+    replicates: int = 1
+    """How many states, with this one, are moved as one batched program."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -62,14 +65,17 @@ class TrainingState:
         return Checkpoint(
             config=self.config,
             image_shape=(self.images.height, self.images.width),
-            model={name: value.detach().cpu().clone() for name, value in self.vae.state_dict().items()},
-            optimizer=_on_cpu(self.optimizer.state_dict()["state"]),
+            model=_on_cpu(self.vae.state_dict()),
+            optimizer={
+                i: {STEP: torch.tensor(float(self.progress.step)), **_on_cpu(moments)}
+                for i, moments in self.optimizer.state_dict().items()
+            },
             progress=replace(self.progress),
             generators={name: stream.get_state() for name, stream in self.generators.items()},
             permutation=None if self.permutation is None else self.permutation.clone(),
             trace=self.trace.cpu().clone(),
             threads=torch.get_num_threads(),
-            conditions=conditions(self.vae.device),
+            conditions=conditions(self.vae.device, self.replicates),
             data_sha256=self.data_sha256,
             logs=dict(logs),
         )
@@ -85,8 +91,13 @@ class TrainingState:
             )
         self.load_weights(checkpoint)
         try:
-            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": checkpoint.optimizer})
-            self._check_moments(checkpoint)
+            self.optimizer.load_state_dict(
+                {
+                    i: {name: moment for name, moment in moments.items() if name != STEP}
+                    for i, moments in checkpoint.optimizer.items()
+                }
+            )
+            self.optimizer.n_steps.fill_(checkpoint.progress.step)
             for name, stream in self.generators.items():
                 stream.set_state(checkpoint.generators[name])
             self.trace.copy_(checkpoint.trace)
@@ -94,13 +105,6 @@ class TrainingState:
             raise VaecliError(f"the checkpoint's training state does not fit its config: {error}") from error
         self.progress = replace(checkpoint.progress)
         self.permutation = checkpoint.permutation
-
-    def _check_moments(self, checkpoint: Checkpoint) -> None:
-        """See that the optimiser has what it keeps of each parameter, once it has made a step."""
-        kept = {"adam": {"step", "exp_avg", "exp_avg_sq"}, "adagrad": {"step", "sum"}}[self.config.optimizer.name]
-        found = [set(self.optimizer.state[parameter]) for parameter in self.vae.parameters()]
-        if any(names != kept for names in found) and (checkpoint.progress.step or any(found)):
-            raise ValueError(f"the optimiser's state is not that of {self.config.optimizer.name}")
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
         """Take a checkpoint's weights and nothing else. Raises VaecliError where they do not fit."""
@@ -150,31 +154,10 @@ def _check_size(config: Config, n_pixels: int, device: torch.device) -> None:
 
 
 def build_optimizer(config: OptimizerConfig, vae: VAE) -> Optimizer:
-    """The optimiser that a config names; its step size is set at every step."""
-    if config.name == "adagrad":
-        fused = vae.device.type == "cpu"
-        return Adagrad(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=fused)
-    if vae.device.type == "cuda":
-        return adam_on_device(config, vae)
-    return Adam(vae.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    """The optimiser that a config names."""
+    return {"adam": Adam, "adagrad": Adagrad}[config.name](vae.parameters(), config.weight_decay)
 
 
-def adam_on_device(config: OptimizerConfig, vae: VAE) -> Adam:
-    """With everything that it reads and keeps on the device, from the beginning, so that a step can be recorded."""
-    rate = torch.tensor(config.learning_rate, device=vae.device)
-    adam = Adam(vae.parameters(), rate, weight_decay=config.weight_decay, fused=True, capturable=True)
-    for parameter in vae.parameters():
-        moments = {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-        adam.state[parameter] = {"step": torch.zeros((), device=vae.device), **moments}
-    return adam
-
-
-def _on_cpu(value: Any) -> Any:
-    """A deep copy with every tensor on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().cpu().clone()
-    if isinstance(value, dict):
-        return {key: _on_cpu(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_on_cpu(inner) for inner in value]
-    return copy.copy(value)
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy of every tensor, on the CPU."""
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

@@ -1,115 +1,208 @@
-"""One step of training: done operation by operation, or, on CUDA, recorded once and replayed."""
+"""Steps of training: made one by one as algorithm 1 has them, or, on CUDA, many recorded once and replayed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor
-from torch.optim import Optimizer
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
-from vaecli.config import Config
-from vaecli.objectives import objective
-from vaecli.observations import Observe
+from vaecli.objectives import Elbo, Objective, noise, objective
+from vaecli.observations import Batch, Observe
+from vaecli.optimizers import Optimizer
 from vaecli.state import TrainingState
+from vaecli.vae import VAE
 
-Figures = Float[Tensor, " 3"]
-"""Loss, log-likelihood and KL: means over the minibatch, left on the device so that nobody waits for them."""
-Step = Callable[[UInt8[Tensor, "M D"], float, float], Figures]
-"""Follows the gradient on a minibatch, given the KL weight and the step size."""
+STEPS_PER_LAUNCH = 25
+"""Of a CUDA graph."""
 ROUNDS_BEFORE_RECORDING = 3
 """Libraries set themselves up in the first ones."""
 
 
-def new_step(state: TrainingState, observe: Observe) -> Step:
-    """The step that a config asks for, on a state that it moves."""
-    ascend = Ascent(state, observe)
-    return Recorded(state, ascend) if is_recorded(state) else ascend
+class Minibatch(NamedTuple):
+    """What one step depends on, beside the state that it moves."""
+
+    pixels: UInt8[Tensor, "M D"]
+    kl_weight: float | Float[Tensor, ""]
+    learning_rate: float | Float[Tensor, ""]
 
 
-def is_recorded(state: TrainingState) -> bool:
-    """Whether steps are replayed: if asked for, where every step is the same work on what lies on a CUDA device."""
-    config: Config = state.config
-    return (
-        config.training.cuda_graph
-        and state.vae.device.type == "cuda"
-        and state.images.pixels.device.type == "cuda"
-        and config.optimizer.name == "adam"
-        and config.objective.kl_warmup == 0
-    )
+Portion = Sequence[Minibatch]
+"""The minibatches of some steps."""
+Step = Callable[..., Float[Tensor, "..."]]
+"""Makes the steps of a portion, or of one portion for each of several states. Returns, of every step (and every state),
+the loss, the log-likelihood and the KL: means over the minibatch, left on the device so that nobody waits for them."""
 
 
 class Ascent:
-    """A step of stochastic gradient ascent on the bound (paper, algorithm 1)."""
+    """Stochastic gradient ascent on the bound (paper, algorithm 1)."""
 
     def __init__(self, state: TrainingState, observe: Observe) -> None:
-        self._state, self._observe, self._maximise = state, observe, objective(state.config.objective)
+        self.states = (state,)
+        self.optimizer: Optimizer = state.optimizer
+        self._vae, self._streams, self._n_samples = state.vae, state.generators, state.config.objective.L
+        self._observe, self._maximise = observe, objective(state.config.objective)
+        self.optimizer.n_steps.fill_(state.progress.step)
+        state.replicates = 1
 
-    def __call__(self, pixels: UInt8[Tensor, "M D"], kl_weight: float, learning_rate: float) -> Figures:
-        """Do it."""
-        set_learning_rate(self._state.optimizer, learning_rate)
-        return self.at_set_rate(pixels, kl_weight)
-
-    def at_set_rate(self, pixels: UInt8[Tensor, "M D"], kl_weight: float) -> Figures:
-        """Do it with the optimiser's step size as it is: nothing here comes from or goes to the host."""
-        vae, optimizer, noise = self._state.vae, self._state.optimizer, self._state.generators
-        batch = self._observe(pixels, noise["pixels"])
-        bound, elbo = self._maximise(vae, batch, noise["epsilon"], kl_weight)
+    def __call__(self, minibatch: Minibatch) -> Float[Tensor, " 3"]:
+        """One step: nothing here waits for the device."""
+        pixels, kl_weight, learning_rate = minibatch
+        batch = self._observe(pixels, self._streams["pixels"])
+        epsilon = noise(self._vae, batch, self._n_samples, self._streams["epsilon"])
+        bound, elbo = self._maximise(self._vae, batch, epsilon, kl_weight)
         loss = -bound.mean()
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()
-        optimizer.step()
+        self.optimizer.step(learning_rate)
         return torch.stack((loss, elbo.log_likelihood.mean(), elbo.kl.mean())).detach()
 
 
-class Recorded:
-    """The same step in a CUDA graph: one launch instead of some two hundred, and the same bits.
+class Replicates:
+    """The same, for several states whose configs differ in nothing but the seed, as one batched program.
 
-    It is recorded at its first minibatch. The last of an epoch may be smaller and is then done without it.
+    Their parameters, and what the optimiser keeps of each, are stacked, and from then on each state's are views of its
+    slice. Every state draws from its own streams and follows its own bound, so that it goes where it would go alone,
+    but for the order in which sums of floats are taken.
+
+    Args:
+        states: At the same step.
+        observe: How pixels become x.
     """
 
-    def __init__(self, state: TrainingState, ascend: Ascent) -> None:
-        self._state, self._ascend = state, ascend
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._pixels: UInt8[Tensor, "M D"] | None = None
-        self._figures: Figures | None = None
+    def __init__(self, states: Sequence[TrainingState], observe: Observe) -> None:
+        self.states = tuple(states)
+        config, vae = states[0].config, states[0].vae
+        self._bound = _Bound(vae, objective(config.objective))
+        self._names = [f"vae.{name}" for name, _ in vae.named_parameters()]
+        self._observe, self._n_samples = observe, config.objective.L
+        stacks = zip(*(state.vae.parameters() for state in states), strict=True)
+        self._parameters = [nn.Parameter(torch.stack(stack).detach()) for stack in stacks]
+        self.optimizer: Optimizer = type(states[0].optimizer)(self._parameters, config.optimizer.weight_decay)
+        self.optimizer.stack([state.optimizer for state in states])
+        self.optimizer.n_steps.fill_(states[0].progress.step)
+        for r, state in enumerate(states):
+            for parameter, stacked in zip(state.vae.parameters(), self._parameters, strict=True):
+                parameter.data = stacked.data[r]
+            state.replicates = len(states)
 
-    def __call__(self, pixels: UInt8[Tensor, "M D"], kl_weight: float, learning_rate: float) -> Figures:
-        """Replay it on other images."""
-        if len(pixels) != self._state.config.training.batch_size:
-            return self._ascend(pixels, kl_weight, learning_rate)
+    def __call__(self, *minibatches: Minibatch) -> Float[Tensor, "R 3"]:
+        """One step of every state, each on its own minibatch."""
+        _, kl_weight, learning_rate = minibatches[0]
+        batches, epsilons = [], []
+        for state, minibatch in zip(self.states, minibatches, strict=True):
+            batches.append(self._observe(minibatch.pixels, state.generators["pixels"]))
+            epsilons.append(noise(state.vae, batches[-1], self._n_samples, state.generators["epsilon"]))
+        stacked = Batch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
+        bound, elbo = vmap(self._of_one, in_dims=(0, 0, 0, None))(
+            self._parameters, stacked, torch.stack(epsilons), kl_weight
+        )
+        loss = -bound.mean(-1)
+        self.optimizer.zero_grad()
+        loss.sum().backward()
+        self.optimizer.step(learning_rate)
+        return torch.stack((loss, elbo.log_likelihood.mean(-1), elbo.kl.mean(-1)), -1).detach()
+
+    def _of_one(
+        self, parameters: Sequence[Tensor], batch: Batch, epsilon: Tensor, kl_weight: float | Tensor
+    ) -> tuple[Tensor, Elbo]:
+        named = dict(zip(self._names, parameters, strict=True))
+        result: tuple[Tensor, Elbo] = functional_call(self._bound, named, (batch, epsilon, kl_weight))
+        return result
+
+
+class _Bound(nn.Module):
+    """An objective as the forward pass of a module, which is what can be called with other parameters."""
+
+    def __init__(self, vae: VAE, maximise: Objective) -> None:
+        super().__init__()
+        self.vae, self._maximise = vae, maximise
+
+    def forward(self, batch: Batch, epsilon: Tensor, kl_weight: float | Tensor) -> tuple[Tensor, Elbo]:
+        return self._maximise(self.vae, batch, epsilon, kl_weight)
+
+
+class Recorded:
+    """Steps in a CUDA graph: one launch for many, instead of some two hundred for each, and the same bits.
+
+    They are recorded at the first portion that is a full one; the others are made one by one.
+    """
+
+    def __init__(self, ascend: Ascent | Replicates) -> None:
+        self._ascend, self._steps = ascend, one_by_one(ascend)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._figures: Tensor | None = None
+        first = ascend.states[0]
+        n, size, device = STEPS_PER_LAUNCH, first.config.training.batch_size, first.vae.device
+        n_pixels = first.images.pixels.shape[1]
+        self._pixels = torch.empty(len(ascend.states), n, size, n_pixels, dtype=torch.uint8, device=device)
+        self._schedule = torch.empty(2, n, device=device)
+        self._portions = [
+            [Minibatch(*step) for step in zip(pixels, *self._schedule, strict=True)] for pixels in self._pixels
+        ]
+
+    def __call__(self, *portions: Portion) -> Float[Tensor, "..."]:
+        """Replay them on other images."""
+        n, size = self._pixels.shape[1:3]
+        if any(len(portion) < n or len(portion[-1].pixels) < size for portion in portions):
+            return self._steps(*portions)
+        for pixels, portion in zip(self._pixels, portions, strict=True):
+            torch.stack([minibatch.pixels for minibatch in portion], out=pixels)
+        schedule = torch.tensor([minibatch[1:] for minibatch in portions[0]], pin_memory=self._schedule.is_cuda)
+        self._schedule.copy_(schedule.T, non_blocking=True)
         if self._graph is None:
-            self._record(pixels, kl_weight)
+            self._record()
         assert self._graph is not None
-        assert self._pixels is not None
         assert self._figures is not None
-        self._pixels.copy_(pixels)
-        set_learning_rate(self._state.optimizer, learning_rate)
         self._graph.replay()
         return self._figures
 
-    def _record(self, pixels: UInt8[Tensor, "M D"], kl_weight: float) -> None:
-        """Go some rounds, take them back, and record one; recording does not do the step."""
-        state, self._pixels = self._state, pixels.clone()
-        before = state.capture({})
-        aside = torch.cuda.Stream(state.vae.device)
-        aside.wait_stream(torch.cuda.current_stream(state.vae.device))
+    def _record(self) -> None:
+        """Go some rounds, take them back, and record; recording does not make the steps."""
+        states, device = self._ascend.states, self._schedule.device
+        before = [state.capture({}) for state in states]
+        aside = torch.cuda.Stream(device)
+        aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
-            for _ in range(ROUNDS_BEFORE_RECORDING):
-                self._ascend.at_set_rate(self._pixels, kl_weight)
-        torch.cuda.current_stream(state.vae.device).wait_stream(aside)
-        state.restore(before)
-        state.optimizer.zero_grad()
+            self._steps(*(portion[:ROUNDS_BEFORE_RECORDING] for portion in self._portions))
+        torch.cuda.current_stream(device).wait_stream(aside)
+        for state, checkpoint in zip(states, before, strict=True):
+            state.restore(checkpoint)
+        self._ascend.optimizer.n_steps.fill_(states[0].progress.step)
+        self._ascend.optimizer.zero_grad()
         self._graph = torch.cuda.CUDAGraph()
-        for name in ("pixels", "epsilon"):
-            self._graph.register_generator_state(state.generators[name])
+        for state in states:
+            for name in ("pixels", "epsilon"):
+                self._graph.register_generator_state(state.generators[name])
         with torch.cuda.graph(self._graph):
-            self._figures = self._ascend.at_set_rate(self._pixels, kl_weight)
+            self._figures = self._steps(*self._portions)
 
 
-def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Set the step size, in place where it lies on a device."""
-    for group in optimizer.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(value)
-        else:
-            group["lr"] = value
+def one_by_one(ascend: Callable[..., Tensor]) -> Step:
+    """Steps made as they come."""
+
+    def step(*portions: Portion) -> Float[Tensor, "..."]:
+        return torch.stack([ascend(*minibatches) for minibatches in zip(*portions, strict=True)])
+
+    return step
+
+
+def new_step(states: Sequence[TrainingState], observe: Observe) -> Step:
+    """What makes the steps that a config asks for, of one state or of several together."""
+    ascend = Ascent(states[0], observe) if len(states) == 1 else Replicates(states, observe)
+    return Recorded(ascend) if is_recorded(states[0]) else one_by_one(ascend)
+
+
+def is_recorded(state: TrainingState) -> bool:
+    """Whether steps are replayed: if asked for, where the parameters and the images lie on a CUDA device."""
+    return (
+        state.config.training.cuda_graph
+        and state.vae.device.type == "cuda"
+        and state.images.pixels.device.type == "cuda"
+    )
+
+
+def steps_at_a_time(state: TrainingState) -> int:
+    """How many steps a portion has."""
+    return STEPS_PER_LAUNCH if is_recorded(state) else 1

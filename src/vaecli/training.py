@@ -8,13 +8,16 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Generator, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from vaecli import devices
 from vaecli.checkpoints import Checkpoint, load_checkpoint
@@ -35,13 +38,32 @@ from vaecli.recording import Recorder, Reporter, ignore
 from vaecli.runs import Run, create_run, find_run
 from vaecli.sources import fingerprint
 from vaecli.state import TrainingState, new_state
-from vaecli.steps import Step, new_step
+from vaecli.steps import Ascent, Minibatch, Portion, Step, new_step, one_by_one, steps_at_a_time
 from vaecli.stopping import Limit, Stop, never
 from vaecli.validation import evaluate_bound
 
 STEPS_PER_REPORT = 25
+"""A multiple of the steps of every portion."""
 RESUMABLE = ("training.epochs", "training.patience", "device")
 """The settings that a run may be resumed with."""
+Portions = Generator[Portion, Float[Tensor, "n 3"], None]
+"""Asks for the steps of training, a portion at a time, and is sent the figures of each (see `vaecli.steps.Step`)."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that is about to be trained. What makes its steps is chosen by whoever has it."""
+
+    run: Run
+    state: TrainingState
+    observe: Observe
+    portions: Portions
+    """Does all but the steps, and keeps the run's status true whatever happens."""
+
+    def carry_out(self) -> Run:
+        """Train to the end."""
+        drive(self.portions, new_step([self.state], self.observe))
+        return self.run
 
 
 def train(
@@ -76,6 +98,22 @@ def train(
         LimitReachedError: The limit was reached; `resume` goes on.
         VaecliError: The run directory cannot be written.
     """
+    return begin(
+        config, runs_dir=runs_dir, data_dir=data_dir, init_from=init_from, report=report, stop=stop, limit=limit
+    ).carry_out()
+
+
+def begin(
+    config: Config,
+    *,
+    runs_dir: str | Path = "runs",
+    data_dir: str | Path | None = None,
+    init_from: Run | None = None,
+    report: Reporter = ignore,
+    stop: Stop = never,
+    limit: Limit | None = None,
+) -> Training:
+    """Make the run directory of a new run, and all that it needs to be trained; arguments and errors as for `train`."""
     state, dataset = _start(config, data_dir, init_from)
     run = create_run(
         config,
@@ -85,7 +123,21 @@ def train(
         data_sha256=fingerprint(config.data.name),
         initialised_from=None if init_from is None else str(init_from.checkpoint_path),
     )
-    return _fit(run, state, dataset, {}, report, stop, limit or Limit())
+    return _training(run, state, dataset, {}, report, stop, limit)
+
+
+def _training(
+    run: Run,
+    state: TrainingState,
+    dataset: Dataset,
+    lengths: Mapping[str, int],
+    report: Reporter,
+    stop: Stop,
+    limit: Limit | None,
+) -> Training:
+    observe = observation(state.config.model.likelihood.support, state.config.data)
+    portions = _fit(run, state, dataset, observe, lengths, report, stop, limit or Limit())
+    return Training(run, state, observe, portions)
 
 
 def _start(config: Config, data_dir: str | Path | None, init_from: Run | None) -> tuple[TrainingState, Dataset]:
@@ -128,6 +180,20 @@ def resume(
         UsageError: The changes asked for would not continue the same run.
         VaecliError: The checkpoint cannot be used; otherwise as for `train`.
     """
+    return go_on(run, config, data_dir=data_dir, report=report, stop=stop, limit=limit).carry_out()
+
+
+def go_on(
+    run: Run,
+    config: Config | None = None,
+    *,
+    data_dir: str | Path | None = None,
+    report: Reporter = ignore,
+    stop: Stop = never,
+    limit: Limit | None = None,
+    replicates: int = 1,
+) -> Training:
+    """Bring a run back to where it was; arguments and errors as for `resume`, and `replicates` as for `conditions`."""
     if run.file is not None and run.file.resolve() != run.last.resolve():
         raise UsageError(f"{run.file}: a run goes on from its last checkpoint; --init-from starts anew from this one")
     checkpoint = load_checkpoint(run.last) if run.last.is_file() else None
@@ -142,18 +208,18 @@ def resume(
         torch.set_num_threads(checkpoint.threads)
         state, dataset = _start(config, data_dir, None)
         state.restore(checkpoint)
-        _warn_of_other_bits(run, checkpoint, state)
+        _warn_of_other_bits(run, checkpoint, devices.conditions(state.vae.device, replicates))
     run.write_config(config)
-    return _fit(run, state, dataset, checkpoint.logs if checkpoint else {}, report, stop, limit or Limit())
+    return _training(run, state, dataset, checkpoint.logs if checkpoint else {}, report, stop, limit)
 
 
-def _warn_of_other_bits(run: Run, checkpoint: Checkpoint, state: TrainingState) -> None:
+def _warn_of_other_bits(run: Run, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
     """Say what is not as it was: sums are taken in another order by other hardware and other versions."""
-    now, cores = devices.conditions(state.vae.device), os.cpu_count() or 1
+    before, cores = {devices.TOGETHER: "1"} | checkpoint.conditions, os.cpu_count() or 1
     changes = [
-        f"{name} {checkpoint.conditions.get(name, 'unknown')} before, {value} now"
+        f"{name} {before.get(name, 'unknown')} before, {value} now"
         for name, value in now.items()
-        if checkpoint.conditions.get(name) != value
+        if before.get(name) != value
     ]
     if checkpoint.threads > cores:
         changes.append(f"{checkpoint.threads} threads, on {cores} cores now")
@@ -161,7 +227,7 @@ def _warn_of_other_bits(run: Run, checkpoint: Checkpoint, state: TrainingState) 
         warnings.warn(
             f"{run.name}: may not end in the same bits as an uncut run: {'; '.join(changes)}",
             OtherBitsWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
@@ -193,17 +259,17 @@ def _fit(
     run: Run,
     state: TrainingState,
     dataset: Dataset,
+    observe: Observe,
     lengths: Mapping[str, int],
     report: Reporter,
     stop: Stop,
     limit: Limit,
-) -> Run:
+) -> Portions:
     """Train to the end, keeping the status true whatever happens; `lengths` are those of the logs to go on from."""
-    observe = observation(state.config.model.likelihood.support, state.config.data)
     with Recorder(run, state, lengths, report) as record:
         try:
             record.start(dataset.validation if len(dataset.validation) else dataset.train, observe)
-            converged = _maximise_bound(
+            converged = yield from _maximise_bound(
                 state, dataset.validation, observe, record, _Supervisor(state, record, stop, limit)
             )
             record.finish("converged" if converged else "completed", dataset.test)
@@ -224,7 +290,6 @@ def _fit(
             if failure is error:
                 raise
             raise failure from error
-    return run
 
 
 def _in_words(error: Exception) -> Exception:
@@ -236,40 +301,66 @@ def _in_words(error: Exception) -> Exception:
 
 def _maximise_bound(
     state: TrainingState, held_out: Images, observe: Observe, record: Recorder, supervise: "_Supervisor"
-) -> bool:
+) -> Generator[Portion, Float[Tensor, "n 3"], bool]:
     """Repeat epochs to the last one, or until the bound on held-out images has stopped rising; say which."""
-    config, progress, patience = state.config, state.progress, state.config.training.patience
-    step = new_step(state, observe)
+    config, patience = state.config, state.config.training.patience
     held_out = replace(held_out, pixels=held_out.pixels.to(state.vae.device))
-    while progress.epoch < config.training.epochs:
-        if patience is not None and len(held_out) and progress.epoch - progress.best_epoch >= patience:
+    while state.progress.epoch < config.training.epochs:
+        if patience is not None and len(held_out) and state.progress.epoch - state.progress.best_epoch >= patience:
             return True
         supervise.start_clock()
-        _run_epoch(state, step, supervise)
+        yield from _epoch(state, steps_at_a_time(state), supervise)
         record.end_epoch(evaluate_bound(state.vae, held_out.pixels, observe, config.seed) if len(held_out) else None)
     return False
 
 
-def _run_epoch(state: TrainingState, step: Step, after_step: Callable[[], None]) -> None:
-    """One pass over the images in random minibatches, from wherever in it the state stands (paper, algorithm 1)."""
-    config, steps = state.config, state.steps_per_epoch
-    for pixels in state.minibatches():
-        rate = learning_rate(config.optimizer, state.progress.step, config.training.epochs * steps)
-        figures = step(pixels, kl_weight(config.objective, state.progress.step, steps), rate)
+def _epoch(state: TrainingState, n: int, after_portion: Callable[[], None]) -> Portions:
+    """One pass over the images in random minibatches, from wherever in it the state stands (paper, algorithm 1).
+
+    Args:
+        state: Is moved by whoever is asked for the steps, and counts them here.
+        n: Steps in a portion; the first one ends at a multiple of it, and the last of the epoch may have fewer.
+        after_portion: Called after each.
+    """
+    config, minibatches = state.config, state.minibatches()
+    while pixels := list(islice(minibatches, n - state.progress.position % n)):
+        first = state.progress.step
+        portion = [
+            Minibatch(
+                batch,
+                kl_weight(config.objective, step, state.steps_per_epoch),
+                learning_rate(config.optimizer, step, config.training.epochs * state.steps_per_epoch),
+            )
+            for step, batch in enumerate(pixels, first)
+        ]
+        figures = yield portion
         progress = state.progress
-        state.trace[progress.position] = figures
-        progress.learning_rate = rate
-        progress.position += 1
-        progress.step += 1
-        progress.images += len(pixels)
-        after_step()
+        state.trace[progress.position : progress.position + len(portion)] = figures
+        progress.learning_rate = float(portion[-1].learning_rate)
+        progress.position += len(portion)
+        progress.step += len(portion)
+        progress.images += sum(len(batch) for batch in pixels)
+        after_portion()
     state.permutation = None
     state.progress.epoch += 1
     state.progress.position = 0
 
 
+def drive(portions: Portions, step: Step) -> None:
+    """Make all the steps that are asked for."""
+    with closing(portions), suppress(StopIteration):
+        portion = next(portions)
+        while True:
+            try:
+                figures = step(portion)
+            except BaseException as error:  # is told to where the status is kept
+                portions.throw(error)
+                raise
+            portion = portions.send(figures)
+
+
 class _Supervisor:
-    """Called after every step: now and then looks at the figures and reports them, and stops when asked to."""
+    """Called after every portion: now and then looks at the figures and reports them, and stops when asked to."""
 
     def __init__(self, state: TrainingState, record: Recorder, stop: Stop, limit: Limit) -> None:
         self._state, self._record, self._stop, self._limit = state, record, stop, limit
@@ -303,10 +394,10 @@ def _repeat(state: TrainingState, observe: Observe, step: int) -> None:
         if state.progress.step >= step:
             raise InterruptedRunError
 
-    ascend = new_step(state, observe)
+    ascend = one_by_one(Ascent(state, observe))
     while state.progress.step < step:
         with suppress(InterruptedRunError):
-            _run_epoch(state, ascend, after_step)
+            drive(_epoch(state, 1, after_step), ascend)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vaecli.objectives import draw
+from vaecli.objectives import draw, noise
 from vaecli.observations import Observe
 from vaecli.randomness import generator
 from vaecli.vae import VAE
@@ -44,13 +44,14 @@ def evaluate_bound(vae: VAE, pixels: UInt8[Tensor, "N D"], observe: Observe, see
         observe: How pixels become x.
         seed: Of the run; evaluation replays the noise of its own stream.
     """
-    noise = generator(seed, "evaluation", pixels.device)
+    stream = generator(seed, "evaluation", pixels.device)
     log_likelihood = torch.zeros((), dtype=torch.float64, device=pixels.device)
     kl = torch.zeros(vae.latent_dim, dtype=torch.float64, device=pixels.device)
     floored, scales = torch.zeros_like(log_likelihood), 0
     means = []
     for chunk in pixels.split(CHUNK):
-        draws = draw(vae, observe(chunk, noise), 1, noise)
+        batch = observe(chunk, stream)
+        draws = draw(vae, batch, noise(vae, batch, 1, stream))
         log_likelihood += draws.log_likelihood.sum(dtype=torch.float64)
         kl += draws.posterior.kl_from_standard().sum(0, dtype=torch.float64)
         means.append(draws.posterior.mean)

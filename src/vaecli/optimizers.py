@@ -1,0 +1,132 @@
+"""Optimisers: gradient steps whose size differs from parameter to parameter.
+
+The arithmetic is that of `torch.optim`, kernel for kernel, and so are the bits. What is left out is what surrounds it
+there: at its first use it imports torch's compiler, a second of a run's start, and it sorts its tensors at every step.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+
+Moments = dict[str, Tensor]
+"""What is kept of one parameter, by name; each of its shape."""
+
+
+class Optimizer(ABC):
+    """Moves parameters against their gradients; subclasses are final.
+
+    Args:
+        parameters: All on one device; what is kept of them starts at zero.
+        weight_decay: λ; λθ is added to the gradient of each θ.
+    """
+
+    kept: ClassVar[tuple[str, ...]]
+    """The names of what is kept of each parameter."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> None:
+        self.parameters: list[Tensor] = list(parameters)
+        self.weight_decay = weight_decay
+        self.n_steps = torch.zeros((), device=self.parameters[0].device)
+        """Made so far; on the device, so that a step can be recorded there."""
+        self.moments = {name: [torch.zeros_like(p, requires_grad=False) for p in self.parameters] for name in self.kept}
+
+    def zero_grad(self) -> None:
+        """Forget the gradients."""
+        for parameter in self.parameters:
+            parameter.grad = None
+
+    @torch.no_grad()
+    def step(self, learning_rate: float | Tensor) -> None:
+        """Move every parameter.
+
+        Args:
+            learning_rate: Of this step; if a tensor, of one float32 on the parameters' device.
+        """
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if self.n_steps.device.type == "cuda" and not isinstance(learning_rate, Tensor):
+            learning_rate = torch.full_like(self.n_steps, learning_rate)  # float32, as in a recorded step
+        self.n_steps += 1
+        self._move(gradients, learning_rate)
+
+    @abstractmethod
+    def _move(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
+        """Move every parameter along its gradient, of which there is one for each."""
+
+    def state_dict(self) -> dict[int, Moments]:
+        """What is kept of each parameter, by its number; `n_steps` is apart."""
+        return {i: {name: kept[i] for name, kept in self.moments.items()} for i in range(len(self.parameters))}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Take over what was kept of each parameter, in place. Raises ValueError where it is another optimiser's."""
+        mine = self.state_dict()
+        if state.keys() != mine.keys() or any(state[i].keys() != mine[i].keys() for i in mine):
+            raise ValueError(f"the optimiser's state is not that of {type(self).__name__}")
+        for i, moments in mine.items():
+            for name, tensor in moments.items():
+                tensor.copy_(state[i][name])
+
+    @torch.no_grad()
+    def stack(self, of_each: Sequence["Optimizer"]) -> None:
+        """Take over what several keep of parameters of which these are stacks; theirs become views of it."""
+        for name, kept in self.moments.items():
+            for i, stacked in enumerate(kept):
+                for mine, other in zip(stacked, of_each, strict=True):
+                    mine.copy_(other.moments[name][i])
+                    other.moments[name][i] = mine
+
+
+@final
+class Adam(Optimizer):
+    """θ ← θ - α m̂/(√v̂ + ε), by running means m of the gradient and v of its square (Kingma & Ba 2014, algorithm 1)."""
+
+    kept: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+
+    def _move(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
+        torch._fused_adam_(  # type: ignore[call-overload]
+            self.parameters,
+            gradients,
+            *self.moments.values(),
+            [],
+            [self.n_steps] * len(gradients),
+            lr=learning_rate,
+            beta1=0.9,
+            beta2=0.999,
+            weight_decay=self.weight_decay,
+            eps=1e-8,
+            amsgrad=False,
+            maximize=False,
+        )
+
+
+@final
+class Adagrad(Optimizer):
+    """θ ← θ - α g/(√Σg² + ε), the sum being over all steps (Duchi et al. 2011)."""
+
+    kept: ClassVar[tuple[str, ...]] = ("sum",)
+
+    def _move(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
+        if self.n_steps.device.type != "cpu":  # where torch has no kernel for it
+            self._move_each(gradients, learning_rate)
+            return
+        torch._fused_adagrad_(
+            self.parameters,
+            gradients,
+            self.moments["sum"],
+            [self.n_steps] * len(gradients),
+            lr=learning_rate,
+            lr_decay=0.0,
+            weight_decay=self.weight_decay,
+            eps=1e-10,
+            maximize=False,
+        )
+
+    def _move_each(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
+        for parameter, gradient, total in zip(self.parameters, gradients, self.moments["sum"], strict=True):
+            if self.weight_decay:
+                gradient.add_(parameter, alpha=self.weight_decay)
+            total.addcmul_(gradient, gradient)
+            parameter.sub_(gradient.div_(total.sqrt().add_(1e-10)).mul_(learning_rate))
