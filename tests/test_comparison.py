@@ -65,14 +65,14 @@ def test_jobs_change_nothing_but_the_time(run_comparison, tmp_path):
 
 
 def test_a_run_that_fails_takes_no_other_with_it(run_comparison, tmp_path, monkeypatch):
-    complete = pool.complete
+    complete_together = pool.complete_together
 
-    def fail(task, stop):
-        if task.config.model.decoder == "gaussian":
-            return Outcome(task.config, None, error="training diverged: at step 3")
-        return complete(task, stop)
+    def fail(tasks, stop):
+        if tasks[0].config.model.decoder == "gaussian":
+            return [Outcome(task.config, None, error="training diverged: at step 3") for task in tasks]
+        return complete_together(tasks, stop)
 
-    monkeypatch.setattr(pool, "complete", fail)
+    monkeypatch.setattr(pool, "complete_together", fail)
     found, _ = run_comparison(n_seeds=1)
     assert [o.decoder for o in found.failed] == ["gaussian"]
     results = write_report(found, tmp_path / "out")

@@ -222,7 +222,7 @@ def test_what_is_done_already_is_told_at_once_and_starts_nothing(small, tmp_path
     work = Work(tmp_path / "runs", k=2, binarised=False)
     configs = [small(seed=0), small(seed=1, data={"validation": 0})]
     first = run_all(configs, work)
-    monkeypatch.setattr("vaecli.pool.complete", None)
+    monkeypatch.setattr("vaecli.pool.complete_together", None)
     monkeypatch.setattr("vaecli.pool.ProcessPoolExecutor", None)
     assert run_all(configs, work, jobs=2) == first
     assert all(outcome.error is None for outcome in first)

@@ -78,5 +78,6 @@ def _outcomes(
     from vaecli.pool import in_processes, in_this_process  # noqa: PLC0415
 
     if jobs in {None, 1}:
-        return in_this_process(planned, board, stop, resources.threads)
-    return in_processes(planned, board, stop, jobs, resources.threads or max(1, (os.cpu_count() or 1) // jobs))
+        return in_this_process(planned, board, stop, resources.threads, resources.together)
+    threads = resources.threads or max(1, (os.cpu_count() or 1) // jobs)
+    return in_processes(planned, board, stop, jobs, threads, resources.together)

@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
@@ -14,24 +14,50 @@ from threading import Thread
 from vaecli.errors import InterruptedRunError, VaecliError
 from vaecli.news import Board
 from vaecli.stopping import Stop
-from vaecli.work import Outcome, Task, complete, tasks
+from vaecli.work import Outcome, Task, complete_together, tasks
+
+Group = tuple[int, ...]
+"""The numbers of tasks that are done as one, being of one config with several seeds; mostly of one task."""
+
+
+def in_groups(planned: Mapping[int, Task], at_most: int, jobs: int) -> list[Group]:
+    """Who is trained with whom: on CUDA the seeds of a config, so many at most and such that every job has some."""
+    alike: dict[tuple[str, str], list[int]] = {}
+    for i, task in planned.items():
+        config = task.config.model_copy(update={"seed": 0})
+        alike.setdefault((config.identity, config.device), []).append(i)
+    groups = []
+    for (_, device), members in alike.items():
+        size = min(at_most, -(-len(members) // jobs)) if len(members) > 1 and _is_cuda(device) else 1
+        groups += [tuple(members[start : start + size]) for start in range(0, len(members), size)]
+    return sorted(groups)
+
+
+def _is_cuda(device: str) -> bool:
+    from vaecli.devices import resolve_device  # noqa: PLC0415 (torch)
+
+    try:
+        return device not in {"cpu", "mps"} and resolve_device(device).type == "cuda"
+    except VaecliError:
+        return False  # which every run says for itself
 
 
 def in_this_process(
-    planned: Mapping[int, Task], board: Board, stop: Stop, threads: int | None
+    planned: Mapping[int, Task], board: Board, stop: Stop, threads: int | None, together: int
 ) -> Iterator[tuple[int, Outcome]]:
     """Every outcome, in order."""
     if threads is not None:
         import torch  # noqa: PLC0415 (nothing else here needs it)
 
         torch.set_num_threads(threads)
-    for i, task in planned.items():
-        board.began(i)
-        yield i, complete(task, stop)
+    for group in in_groups(planned, together, 1):
+        for i in group:
+            board.began(i)
+        yield from zip(group, complete_together([planned[i] for i in group], stop), strict=True)
 
 
 def in_processes(
-    planned: Mapping[int, Task], board: Board, stop: Stop, jobs: int, threads: int
+    planned: Mapping[int, Task], board: Board, stop: Stop, jobs: int, threads: int, together: int
 ) -> Iterator[tuple[int, Outcome]]:
     """Every outcome as it comes, from so many processes.
 
@@ -48,7 +74,8 @@ def in_processes(
         at_once = 1 if suspects else jobs
         cut: list[int] = []
         before = len(left)
-        for i, outcome in _in_a_pool({i: left[i] for i in sorted(chosen)}, at_once, threads, board, stop):
+        groups = in_groups({i: left[i] for i in sorted(chosen)}, together, jobs)
+        for i, outcome in _in_a_pool(left, groups, at_once, threads, board, stop):
             if outcome is None:
                 cut.append(i)
             else:
@@ -66,16 +93,16 @@ def in_processes(
 
 
 def _in_a_pool(
-    planned: Mapping[int, Task], jobs: int, threads: int, board: Board, stop: Stop
+    planned: Mapping[int, Task], groups: Sequence[Group], jobs: int, threads: int, board: Board, stop: Stop
 ) -> Iterator[tuple[int, Outcome | None]]:
-    """Outcomes as they come, until all tasks have one or a process is killed; None for those that it was killed at."""
+    """Outcomes as they come, until all groups have theirs or a process is killed; None for those it was killed at."""
     context = multiprocessing.get_context("spawn")
     stopping, begun, n_started = context.Event(), context.SimpleQueue(), context.Value("i", 0)
     with ProcessPoolExecutor(
-        min(jobs, len(planned)), context, _start_worker, (threads, stopping, begun, n_started)
+        min(jobs, len(groups)), context, _start_worker, (threads, stopping, begun, n_started)
     ) as pool:
         with _deaf_to_the_terminal():
-            waiting = {pool.submit(_complete_in_worker, i, task): i for i, task in planned.items()}
+            waiting = {pool.submit(_complete_in_worker, {i: planned[i] for i in group}): group for group in groups}
         while waiting:
             if stop():
                 stopping.set()
@@ -85,10 +112,11 @@ def _in_a_pool(
             while not begun.empty():
                 board.began(begun.get())
             for future in ended:
-                i = waiting.pop(future)
+                group = waiting.pop(future)
                 if not isinstance(future.exception(), BrokenExecutor):
-                    yield i, future.result()
-                elif i in board.running:
+                    yield from zip(group, future.result(), strict=True)
+                    continue
+                for i in board.running.intersection(group):
                     board.running.discard(i)
                     yield i, None
 
@@ -132,8 +160,9 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _complete_in_worker(i: int, task: Task) -> Outcome:
+def _complete_in_worker(group: Mapping[int, Task]) -> list[Outcome]:
     assert _stopping is not None
     assert _begun is not None
-    _begun.put(i)
-    return complete(task, _stopping.is_set)
+    for i in group:
+        _begun.put(i)
+    return complete_together(list(group.values()), _stopping.is_set)

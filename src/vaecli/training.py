@@ -285,17 +285,18 @@ def _fit(
             record.status("diverged", str(explained))
             raise explained from None
         except Exception as error:
-            failure = _in_words(error)
+            failure = _in_words(error, state.replicates)
             record.status("failed", str(failure) if failure is not error else f"{type(error).__name__}: {error}")
             if failure is error:
                 raise
             raise failure from error
 
 
-def _in_words(error: Exception) -> Exception:
+def _in_words(error: Exception, replicates: int) -> Exception:
     """Out of memory as an error of ours; any other as it is."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        return VaecliError("out of memory; make training.batch_size, objective.L or model.hidden_dim smaller")
+        fewer = f", or resources.together, which is {replicates} here," if replicates > 1 else ""
+        return VaecliError(f"out of memory; make training.batch_size, objective.L or model.hidden_dim{fewer} smaller")
     return error
 
 
@@ -391,8 +392,8 @@ def _repeat(state: TrainingState, observe: Observe, step: int) -> None:
     """Train up to a step, and do nothing else."""
 
     def after_step() -> None:
-        if state.progress.step >= step:
-            raise InterruptedRunError
+        if state.progress.step >= step and state.progress.position < state.steps_per_epoch:
+            raise InterruptedRunError  # at its end an epoch is completed
 
     ascend = one_by_one(Ascent(state, observe))
     while state.progress.step < step:

@@ -34,6 +34,8 @@ class Resources(Section):
     run at a time, and on a cluster for one."""
     gpus: Annotated[float, AfterValidator(_shares_or_whole)] = Field(0.0, ge=0, le=64)
     """On a cluster, where a run sees no others; on this machine, those that there are go round."""
+    together: int = Field(16, ge=1, le=1024)
+    """Seeds of one config that are trained as one batched program, at most: on this machine, on CUDA."""
     seconds_per_delivery: float = Field(60.0, gt=0)
     """On a cluster, how much training is lost at most when a node is."""
 
@@ -141,25 +143,59 @@ def complete(task: Task, stop: Stop = never) -> Outcome:
     Raises:
         InterruptedRunError: `stop` said so; anything else that is wrong stands in the outcome.
     """
-    from vaecli.evaluation import evaluate, evaluation_path  # noqa: PLC0415 (torch)
-    from vaecli.training import resume, train  # noqa: PLC0415
+    (outcome,) = complete_together([task], stop)
+    return outcome
 
-    config, run, work = task.config, task.known, task.work
+
+def complete_together(tasks: Sequence[Task], stop: Stop = never) -> list[Outcome]:
+    """The same for tasks whose configs differ in nothing but the seed, trained as one batched program."""
+    runs, failed = _trained(tasks, stop)
+    stopped = [error for error in failed.values() if isinstance(error, InterruptedRunError)]
+    if stopped:
+        raise stopped[0]
+    return [_failure(task, failed[i]) if i in failed else _outcome(task, runs[i]) for i, task in enumerate(tasks)]
+
+
+def _trained(tasks: Sequence[Task], stop: Stop) -> tuple[dict[int, Run], dict[int, Exception]]:
+    """The run of every task, by its place among them, or what went wrong with it."""
+    from vaecli.together import train_together  # noqa: PLC0415 (torch)
+    from vaecli.training import Training, begin, go_on  # noqa: PLC0415
+
+    runs: dict[int, Run] = {}
+    trainings: dict[int, Training] = {}
+    failed: dict[int, Exception] = {}
+    for i, task in enumerate(tasks):
+        data_dir, run = task.work.data_dir, task.known
+        try:
+            if run is None:
+                trainings[i] = begin(task.config, runs_dir=task.work.runs_dir, data_dir=data_dir, stop=stop)
+            elif run.status.get("state") not in FINISHED:
+                trainings[i] = go_on(run, data_dir=data_dir, stop=stop, replicates=len(tasks))
+            else:
+                runs[i] = run
+        except Exception as error:  # noqa: BLE001 (whatever it is, it is this run's alone)
+            failed[i] = error
+    failed |= train_together(trainings)
+    return runs | {i: training.run for i, training in trainings.items()}, failed
+
+
+def _outcome(task: Task, run: Run) -> Outcome:
+    """Of a run that is trained; it is evaluated, if it is not yet."""
+    from vaecli.evaluation import evaluate, evaluation_path  # noqa: PLC0415 (torch)
+
+    config, work = task.config, task.work
     try:
-        if run is None:
-            run = train(config, runs_dir=work.runs_dir, data_dir=work.data_dir, stop=stop)
-        elif run.status.get("state") not in FINISHED:
-            run = resume(run, data_dir=work.data_dir, stop=stop)
         path = evaluation_path(run, k=work.k, binarised=work.binarised)
         if not path.is_file():
             evaluate(run, k=work.k, binarised=work.binarised, device=config.device, data_dir=work.data_dir)
         return evaluated(config, Run(run.path), path)
-    except InterruptedRunError:
-        raise
-    except VaecliError as error:
-        return Outcome(config, run, error=str(error))
     except Exception as error:  # noqa: BLE001 (whatever it is, it is this run's alone)
-        return Outcome(config, run, error=f"{type(error).__name__}: {error}")
+        return _failure(task, error)
+
+
+def _failure(task: Task, error: Exception) -> Outcome:
+    what = str(error) if isinstance(error, VaecliError) else f"{type(error).__name__}: {error}"
+    return Outcome(task.config, task.known, error=what)
 
 
 def evaluated(config: Config, run: Run, path: Path) -> Outcome:
