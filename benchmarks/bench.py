@@ -23,9 +23,12 @@ from typing import Any
 import numpy as np
 
 from contenders import PEERS, PIXELS, Work
+from replicates import replicates
 
 HERE = Path(__file__).parent
 GROWTH = (100_000, 1_000_000, 10_000_000)
+SAMPLES, HIDDEN = (1, 5, 20), (200, 500, 1000, 2000)
+OF_SIZES, BASE = 12_000, "H=500, M=100, L=1"
 FIRST_STEP = """
 from tempfile import TemporaryDirectory
 from vaecli import load_config, train
@@ -129,19 +132,22 @@ def sizes(device: str, rounds: int) -> dict[str, Any]:
     from vaecli.likelihoods import LIKELIHOODS
 
     found: dict[str, Any] = {}
-    variants = [("L", {"samples": 5}), ("M", {"batch": 20}), ("M", {"batch": 1000}), ("H", {"hidden": 200}),
-                ("H", {"hidden": 2000})]  # fmt: skip
-    print("\nvaecli / floor, 12,000 images\n\n| | ratio | range |\n|---|---|---|")
+    variants = [
+        *(("L", {"samples": n}) for n in SAMPLES[1:]),
+        *(("M", {"batch": n}) for n in (20, 1000)),
+        *(("H", {"hidden": n}) for n in HIDDEN if n != Work.hidden),
+    ]
+    print(f"\nvaecli / floor, {OF_SIZES:,} images\n\n| | ratio | range |\n|---|---|---|")
     for axis, change in [("", {}), *variants]:
-        work = Work(n=12_000, device=device, **change)
-        label = f"{axis}={next(iter(change.values()))}" if change else "H=500, M=100, L=1"
+        work = Work(n=OF_SIZES, device=device, **change)
+        label = f"{axis}={next(iter(change.values()))}" if change else BASE
         result = in_turn({"floor": ("floor", work), "vaecli": ("vaecli", work)}, rounds)
         found[label] = result
         middle, low, high = ratios(result["vaecli"]["seconds"], result["floor"]["seconds"])
         print(f"| {label} | {middle:.2f} | {low:.2f}–{high:.2f} |", flush=True)
-    works = {name: ("vaecli", Work(n=12_000, device=device, decoder=name)) for name in LIKELIHOODS}
+    works = {name: ("vaecli", Work(n=OF_SIZES, device=device, decoder=name)) for name in LIKELIHOODS}
     result = found["decoders"] = in_turn(works, rounds)
-    print("\nDecoders, 12,000 images, / bernoulli\n\n| | ratio | range |\n|---|---|---|")
+    print(f"\nDecoders, {OF_SIZES:,} images, / bernoulli\n\n| | ratio | range |\n|---|---|---|")
     for name, one in result.items():
         middle, low, high = ratios(one["seconds"], result["bernoulli"]["seconds"])
         print(f"| {name} | {middle:.2f} | {low:.2f}–{high:.2f} |")
@@ -222,6 +228,30 @@ def machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def plot_growth(sizes: dict[str, Any], growth: dict[str, list[float]], path: Path) -> None:
+    """Microseconds of training for an image over N, L and H, and of the bare products."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    over_n, over_l, over_h = figure.subplots(1, 3)
+    middles = [statistics.median(micros) for micros in growth.values()]
+    over_n.plot(GROWTH, middles, "o-", color="#2a6fdb", label="vaecli")
+    over_n.set(xscale="log", ylim=(0, 1.5 * max(middles)), xlabel="images N", ylabel="µs for an image")
+    for axis, name, values in ((over_l, "L", SAMPLES), (over_h, "H", HIDDEN)):
+        for which, colour in (("vaecli", "#2a6fdb"), ("floor", "#b0b7c3")):
+            found = [sizes.get(f"{name}={value}", sizes[BASE])[which]["seconds"] for value in values]
+            micros = [1e6 * statistics.median(seconds) / OF_SIZES for seconds in found]
+            axis.plot(values, micros, "o-", color=colour, label=which)
+        axis.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
+        axis.minorticks_off()
+        axis.legend(frameon=False)
+    over_l.set_xlabel("samples L")
+    over_h.set_xlabel("hidden units H")
+    for axis in (over_n, over_l, over_h):
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=130)
+
+
 def plot(results: dict[str, Any], path: Path) -> None:
     """The peers' epochs as bars."""
     from matplotlib.figure import Figure
@@ -241,12 +271,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, and write bench.json and bench.png."""
+    """Measure, print, and write bench.json, bench.png and, after a whole bench, growth.png."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
-    parser.add_argument("--only", choices=["peers", "sizes", "evaluation", "growth", "start-up"])
+    parser.add_argument("--only", choices=["peers", "sizes", "evaluation", "replicates", "growth", "start-up"])
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"machine": machine()}
@@ -259,10 +289,14 @@ def main() -> None:
         results["sizes"] = sizes(arguments.device, max(3, arguments.rounds // 2))
     if wanted in {None, "evaluation"}:
         results["evaluation"] = evaluation(arguments.rounds)
+    if wanted in {None, "replicates"}:
+        results["replicates"] = replicates(arguments.device, arguments.rounds)
     if wanted in {None, "growth"}:
         results["growth"] = growth(max(3, arguments.rounds // 2))
     if wanted in {None, "start-up"}:
         results["start-up"] = start_up(arguments.rounds)
+    if "growth" in results and "sizes" in results:
+        plot_growth(results["sizes"], results["growth"], arguments.out / "growth.png")
     (arguments.out / "bench.json").write_text(json.dumps(results, indent=2) + "\n")
     print(f"\n{arguments.out}/bench.json")
 

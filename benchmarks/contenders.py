@@ -90,19 +90,21 @@ def floor(work: Work) -> Epochs:
 
 
 def floor_adam(work: Work) -> Epochs:
-    """The same, and one fused Adam sweep over the parameters for each step."""
+    """The same, and one bare fused Adam sweep over the parameters for each step."""
     import torch
+
+    from vaecli.optimizers import Adam
 
     torch.set_flush_denormal(True)
     gradients, products = _matrices(work, work.device)
-    parameters = [torch.zeros_like(g).requires_grad_() for g in gradients]
+    parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-    adam = torch.optim.Adam(parameters, 1e-3, fused=True)
+    adam = Adam(parameters)
     while True:
         for _ in range(work.steps):
             products()
-            adam.step()
+            adam.step(1e-3)
         _wait(work)
         yield
 

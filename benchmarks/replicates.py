@@ -1,67 +1,72 @@
-"""Sixteen seeds of one config on a CPU: one after another, as one batched program, and in a process for each core.
+"""Sixteen seeds of one config: one after another, as one batched program, and on a CPU in a process for each core.
 
-Bare matrix products, a Bernoulli on grey pixels and Adam; printed are milliseconds of a step of one replicate.
+The steps are those of training (H = 500, Z = 20, M = 100, L = 1, Bernoulli); on CUDA they are replayed from graphs.
 """
 
 import multiprocessing
 import os
 import statistics
 import time
-from typing import Any
+from itertools import islice
 
 import torch
 
-REPLICATES, M, H, Z, D = 16, 100, 500, 20, 784
-STEPS, ROUNDS = 15, 7
+from vaecli.config import Config
+from vaecli.configfile import load_config
+from vaecli.datasets import Dataset
+from vaecli.devices import flush_subnormals
+from vaecli.observations import observation
+from vaecli.state import TrainingState, new_state
+from vaecli.steps import Minibatch, new_step, steps_at_a_time
+
+REPLICATES, STEPS = 16, 50
 
 
-def main() -> None:
-    """Measure in turn, and print medians and ranges."""
-    cores = os.cpu_count() or 1
-    found: dict[str, list[float]] = {"one after another": [], "batched": [], f"{cores} processes": []}
-    for _ in range(ROUNDS):
-        one, batched, processes = found.values()
-        one.append(_run(cores, together=False))
-        batched.append(_run(cores, together=True))
-        with multiprocessing.get_context("spawn").Pool(cores) as pool:
-            processes.append(statistics.mean(pool.starmap(_run, [(1, False)] * cores)) / cores)
+def replicates(device: str, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of a step of one replicate, of each way in turn."""
+    cores, on_cpu = os.cpu_count() or 1, device == "cpu"
+    found: dict[str, list[float]] = {"one after another": [], "together": []}
+    if on_cpu:
+        found["a process for each core"] = []
+    for _ in range(rounds):
+        found["one after another"].append(measure(device, cores, 1))
+        found["together"].append(measure(device, cores, REPLICATES))
+        if on_cpu:
+            with multiprocessing.get_context("spawn").Pool(cores) as pool:
+                each = pool.starmap(measure, [(device, 1, 1)] * cores)
+            found["a process for each core"].append(statistics.mean(each) / cores)
+    print(f"\n| {REPLICATES} seeds | ms a step of one | / one after another | range |\n|---|---|---|---|")
     for name, times in found.items():
-        ratio = [time / other for time, other in zip(times, processes, strict=True)]
-        print(
-            f"{name}: {statistics.median(times):.2f} ms ({min(times):.2f}-{max(times):.2f}), of processes' "
-            f"{statistics.median(ratio):.2f} ({min(ratio):.2f}-{max(ratio):.2f})"
-        )
+        ratios = [time / other for time, other in zip(times, found["one after another"], strict=True)]
+        middle = f"{statistics.median(times):.3f} | {statistics.median(ratios):.2f}"
+        print(f"| {name} | {middle} | {min(ratios):.2f}–{max(ratios):.2f} |")
+    return found
 
 
-def _run(threads: int, together: bool) -> float:
+def measure(device: str, threads: int, together: int) -> float:
+    """Milliseconds of a step of one replicate."""
     torch.set_num_threads(threads)
-    torch.set_flush_denormal(True)
-    models = [_model(REPLICATES)] if together else [_model() for _ in range(REPLICATES)]
-    shape = (REPLICATES, M) if together else (M,)
-    x, epsilon = (torch.rand(*shape, D) > 0.5).float(), torch.randn(*shape, Z)
-    for model in models:
-        _step(*model, x, epsilon)
+    flush_subnormals()
+    graph = str(device.startswith("cuda")).lower()
+    config = load_config("bernoulli.yaml", [f"device={device}", f"training.cuda_graph={graph}"])
+    observe = observation(config.model.likelihood.support, config.data)
+    states = _states(config, together)
+    step, n = new_step(states, observe), steps_at_a_time(states[0])
+
+    def go(n_steps: int) -> None:
+        minibatches = [state.minibatches() for state in states]
+        for _ in range(n_steps // n):
+            step(*([Minibatch(pixels, 1.0, 1e-3) for pixels in islice(each, n)] for each in minibatches))
+        if device != "cpu":
+            torch.cuda.synchronize()
+
+    go(n)
     began = time.perf_counter()
-    for model in models:
-        for _ in range(STEPS):
-            _step(*model, x, epsilon)
-    return (time.perf_counter() - began) / STEPS / REPLICATES * 1e3
+    go(STEPS)
+    return (time.perf_counter() - began) / STEPS / together * 1e3
 
 
-def _model(*stack: int) -> tuple[list[Any], torch.optim.Adam]:
-    weights = [(torch.randn(*stack, *shape) * 0.05).requires_grad_() for shape in ((D, H), (H, 2 * Z), (Z, H), (H, D))]
-    return weights, torch.optim.Adam(weights, fused=True)
-
-
-def _step(weights: list[Any], adam: torch.optim.Adam, x: torch.Tensor, epsilon: torch.Tensor) -> None:
-    mean, log_sigma = (torch.relu(x @ weights[0]) @ weights[1]).split(Z, -1)
-    logits = torch.relu((mean + log_sigma.exp() * epsilon) @ weights[2]) @ weights[3]
-    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
-    kl = 0.5 * (mean.square() + (2 * log_sigma).exp() - 1 - 2 * log_sigma).sum(-1)
-    adam.zero_grad()
-    (loss + kl).mean(-1).sum().backward()
-    adam.step()
-
-
-if __name__ == "__main__":
-    main()
+def _states(config: Config, n: int) -> list[TrainingState]:
+    images = Dataset(config.data, config.model.likelihood.support).train
+    seeds = [config.model_copy(update={"seed": seed}) for seed in range(n)]
+    return [new_state(each, images, torch.device(config.device)) for each in seeds]
