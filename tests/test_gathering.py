@@ -20,7 +20,8 @@ def test_what_is_collected_ahead_is_what_is_indexed(monkeypatch):
     monkeypatch.setattr(gathering, "RESIDENT", 0)
     monkeypatch.setattr(gathering, "AHEAD", 150)  # two minibatches of 60 bytes
     ahead = list(gather(pixels, rows, torch.device("cpu")))
-    for found in (at_once, ahead):
+    in_parts = list(gathering._gather_in_parts(pixels, rows))  # as on a GPU
+    for found in (at_once, ahead, in_parts):
         assert len(found) == 11
         assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
     assert list(gather(pixels, (), torch.device("cpu"))) == []

@@ -28,6 +28,7 @@ def often(monkeypatch):
     monkeypatch.setattr(recording, "SECONDS_PER_CHECKPOINT", -1.0)
     monkeypatch.setattr(recording, "SECONDS_PER_STATUS", -1.0)
     monkeypatch.setattr(training, "STEPS_PER_REPORT", 2)
+    monkeypatch.setattr(training, "SECONDS_PER_REPORT", 0)
 
 
 @pytest.fixture

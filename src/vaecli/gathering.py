@@ -10,7 +10,7 @@ from torch import Tensor
 RESIDENT = 2**30
 """Bytes of images beyond which they are taken to be in a file or in another memory than the device's."""
 AHEAD = 2**22
-"""Bytes that are collected at a time, while those before them are used."""
+"""Bytes that are collected at a time, if not minibatch by minibatch."""
 
 
 def gather(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -21,10 +21,24 @@ def gather(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: torch.d
         rows: Which images make each minibatch, int64 (M,), on the device of `pixels`.
         device: Where to.
     """
-    if pixels.device == device and (device.type != "cpu" or pixels.numel() <= RESIDENT):
+    if pixels.device != device or (device.type == "cpu" and pixels.numel() > RESIDENT):
+        yield from _gather_ahead(pixels, rows, device)
+    elif device.type == "cpu":
         yield from (pixels.index_select(0, minibatch) for minibatch in rows)
     else:
-        yield from _gather_ahead(pixels, rows, device)
+        yield from _gather_in_parts(pixels, rows)
+
+
+def _parts(rows: Sequence[Tensor], n_pixels: int) -> Iterator[Sequence[Tensor]]:
+    """As many minibatches at a time as have `AHEAD` bytes, and one at least."""
+    n = max(1, AHEAD // (max(map(len, rows), default=1) * n_pixels))
+    return (rows[start : start + n] for start in range(0, len(rows), n))
+
+
+def _gather_in_parts(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Many in one launch: on a GPU that takes as long as one."""
+    for part in _parts(rows, pixels.shape[1]):
+        yield from pixels.index_select(0, torch.cat(list(part))).split([len(minibatch) for minibatch in part])
 
 
 def _gather_ahead(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
@@ -39,11 +53,10 @@ def _gather_ahead(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: 
         minibatches: tuple[Tensor, ...] = chunk.to(device).split([len(minibatch) for minibatch in part])
         return minibatches
 
-    n_minibatches = max(1, AHEAD // (max(map(len, rows), default=1) * pixels.shape[1]))
     with ThreadPoolExecutor(1) as thread:
         coming = None
-        for start in range(0, len(rows), n_minibatches):
-            ready, coming = coming, thread.submit(collect, rows[start : start + n_minibatches])
+        for part in _parts(rows, pixels.shape[1]):
+            ready, coming = coming, thread.submit(collect, part)
             if ready is not None:
                 yield from ready.result()
         if coming is not None:

@@ -43,7 +43,8 @@ from vaecli.stopping import Limit, Stop, never
 from vaecli.validation import evaluate_bound
 
 STEPS_PER_REPORT = 25
-"""A multiple of the steps of every portion."""
+SECONDS_PER_REPORT = 0.1
+"""At least so many steps and seconds lie between two looks at the figures: to look is to wait for the device."""
 RESUMABLE = ("training.epochs", "training.patience", "device")
 """The settings that a run may be resumed with."""
 Portions = Generator[Portion, Float[Tensor, "n 3"], None]
@@ -365,7 +366,7 @@ class _Supervisor:
 
     def __init__(self, state: TrainingState, record: Recorder, stop: Stop, limit: Limit) -> None:
         self._state, self._record, self._stop, self._limit = state, record, stop, limit
-        self._images_before = state.progress.images
+        self._images_before, self._looked_at = state.progress.images, time.perf_counter()
         self.start_clock()
 
     def start_clock(self) -> None:
@@ -376,16 +377,20 @@ class _Supervisor:
         progress = self._state.progress
         stopped, limit = self._stop(), self._limit.reached(progress.images - self._images_before)
         at_end = progress.position == self._state.steps_per_epoch
-        if stopped or limit or at_end or progress.position % STEPS_PER_REPORT == 0:
+        if stopped or limit or at_end or self._is_due(progress.position):
             check_finite(self._state)
             progress.seconds += time.perf_counter() - self._clock
             self._record.step()
             self.start_clock()
+            self._looked_at = self._clock
         where = f"at step {progress.step}, in epoch {progress.epoch + 1}"
         if stopped:
             raise InterruptedRunError(f"stopped {where}")
         if limit:
             raise LimitReachedError(f"stopped after {limit}, {where}")
+
+    def _is_due(self, position: int) -> bool:
+        return position % STEPS_PER_REPORT == 0 and time.perf_counter() - self._looked_at >= SECONDS_PER_REPORT
 
 
 def _repeat(state: TrainingState, observe: Observe, step: int) -> None:
