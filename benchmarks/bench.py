@@ -119,11 +119,12 @@ def peers(device: str, rounds: int) -> dict[str, Any]:
         middle, low, high = ratios(found["seconds"], reference)
         seconds = statistics.median(found["seconds"])
         print(f"| {name:14} | {seconds:.2f} | {middle:.2f} | {low:.2f}–{high:.2f} | {found['peak_mib']:.0f} |")
-    for other in ("JAX scan", "pythae", "DataLoader"):
-        if not results[other]["error"]:
-            middle, low, high = ratios(results["vaecli"]["seconds"], results[other]["seconds"])
-            print(f"\nvaecli / {other}: {middle:.2f} ({low:.2f}–{high:.2f})", end="")
     print()
+    for ours in ("vaecli", "vaecli compiled"):
+        for other in ("JAX scan", "pythae", "DataLoader"):
+            if not (results[ours]["error"] or results[other]["error"]):
+                middle, low, high = ratios(results[ours]["seconds"], results[other]["seconds"])
+                print(f"{ours} / {other}: {middle:.2f} ({low:.2f}–{high:.2f})")
     return results
 
 
@@ -145,12 +146,21 @@ def sizes(device: str, rounds: int) -> dict[str, Any]:
         found[label] = result
         middle, low, high = ratios(result["vaecli"]["seconds"], result["floor"]["seconds"])
         print(f"| {label} | {middle:.2f} | {low:.2f}–{high:.2f} |", flush=True)
-    works = {name: ("vaecli", Work(n=OF_SIZES, device=device, decoder=name)) for name in LIKELIHOODS}
-    result = found["decoders"] = in_turn(works, rounds)
-    print(f"\nDecoders, {OF_SIZES:,} images, / bernoulli\n\n| | ratio | range |\n|---|---|---|")
-    for name, one in result.items():
-        middle, low, high = ratios(one["seconds"], result["bernoulli"]["seconds"])
-        print(f"| {name} | {middle:.2f} | {low:.2f}–{high:.2f} |")
+    works = {name: Work(n=OF_SIZES, device=device, decoder=name) for name in LIKELIHOODS}
+    result = found["decoders"] = in_turn(
+        {f"{ours} {name}": (ours, work) for name, work in works.items() for ours in ("vaecli", "vaecli compiled")},
+        rounds,
+    )
+    print(f"\n{OF_SIZES:,} images\n\n| | / bernoulli | range | compiled / not | range |\n|---|---|---|---|---|")
+    for name in LIKELIHOODS:
+        plain, compiled = result[f"vaecli {name}"], result[f"vaecli compiled {name}"]
+        middle, low, high = ratios(plain["seconds"], result["vaecli bernoulli"]["seconds"])
+        row = f"| {name} | {middle:.2f} | {low:.2f}–{high:.2f} |"
+        if compiled["error"]:
+            print(f"{row} {compiled['error']} | |")
+        else:
+            middle, low, high = ratios(compiled["seconds"], plain["seconds"])
+            print(f"{row} {middle:.2f} | {low:.2f}–{high:.2f} |")
     return found
 
 
@@ -260,7 +270,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(7, 0.45 * len(shown) + 1), layout="constrained")
     axis = figure.subplots()
     colours = [
-        "#b0b7c3" if name.startswith("floor") else "#2a6fdb" if name == "vaecli" else "#e2a05a" for name in shown
+        "#b0b7c3" if name.startswith("floor") else "#2a6fdb" if name.startswith("vaecli") else "#e2a05a"
+        for name in shown
     ]
     bars = axis.barh(list(shown), list(shown.values()), color=colours)
     axis.bar_label(bars, fmt="%.2f", padding=3)

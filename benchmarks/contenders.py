@@ -7,6 +7,7 @@ them grey), q(z|x) and p(x|z) with one hidden layer of H units, Z latent dimensi
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -109,10 +110,10 @@ def floor_adam(work: Work) -> Epochs:
         yield
 
 
-def vaecli(work: Work) -> Epochs:
+def vaecli(work: Work, compiled: str = "off") -> Epochs:
     """`vae train`, with everything it writes: the loop pauses where it reports the end of an epoch.
 
-    On CUDA it replays recorded steps.
+    On CUDA it replays recorded steps, on the CPU they are not compiled.
     It begins to count after the first epochs, each of which logs pictures; from then on every fifth does.
     """
     import threading
@@ -136,7 +137,7 @@ def vaecli(work: Work) -> Epochs:
                 f"model.decoder={work.decoder}", f"model.hidden_dim={work.hidden}",
                 f"model.latent_dim={work.latent}", f"objective.L={work.samples}",
                 f"training.batch_size={work.batch}", "training.epochs=1000", f"device={work.device}",
-                f"training.cuda_graph={str(work.device.startswith('cuda')).lower()}",
+                f"training.cuda_graph={str(work.device.startswith('cuda')).lower()}", f"training.compile={compiled}",
             ],
         )  # fmt: skip
 
@@ -348,11 +349,12 @@ def _wait(work: Work) -> None:
         torch.cuda.synchronize()
 
 
-PEERS = ("floor", "floor + Adam", "vaecli", "JAX scan", "pythae", "DataLoader")
+PEERS = ("floor", "floor + Adam", "vaecli", "vaecli compiled", "JAX scan", "pythae", "DataLoader")
 CONTENDERS: dict[str, Callable[[Work], Epochs]] = {
     "floor": floor,
     "floor + Adam": floor_adam,
     "vaecli": vaecli,
+    "vaecli compiled": partial(vaecli, compiled="on"),
     "JAX scan": jax,
     "pythae": pythae,
     "DataLoader": dataloader,

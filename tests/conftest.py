@@ -67,7 +67,7 @@ def small(faces: Path):
             "name": "small",
             "data": {"name": str(faces)},
             "model": {"latent_dim": 3, "hidden_dim": 8},
-            "training": {"epochs": 3, "batch_size": 10},
+            "training": {"epochs": 3, "batch_size": 10, "compile": "off"},
             "device": "cpu",
         }
         for key, value in sections.items():

@@ -3,6 +3,7 @@ from pydantic import ValidationError
 
 from vaecli.config import Config, ModelConfig
 from vaecli.configfile import parse_config
+from vaecli.errors import ConfigError
 
 
 def test_defaults_are_those_of_the_documentation():
@@ -54,3 +55,10 @@ def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
 )
 def test_settings_that_do_not_apply_are_known(decoder, unused):
     assert set(parse_config({"model": {"decoder": decoder}}).unused_settings) == unused
+
+
+def test_on_and_off_are_words_although_yaml_has_them_as_booleans():
+    for given, wanted in ((True, "on"), (False, "off"), ("auto", "auto"), ("on", "on")):
+        assert parse_config({"training": {"compile": given}}).training.compile == wanted
+    with pytest.raises(ConfigError, match=r"training.compile: must be 'auto', 'on' or 'off', not 1"):
+        parse_config({"training": {"compile": 1}})

@@ -1,6 +1,11 @@
 """Steps that are replayed end in the bits of plain ones, and steps of several runs together where each goes alone."""
 
+import os
+import shutil
+import subprocess
+import sys
 from contextlib import contextmanager
+from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
@@ -8,12 +13,13 @@ import torch
 
 from identical import traces
 from vaecli import steps, training
-from vaecli.errors import LimitReachedError
+from vaecli.configfile import dump_config
+from vaecli.errors import LimitReachedError, UsageError
 from vaecli.likelihoods import LIKELIHOODS
 from vaecli.observations import Batch, observation
 from vaecli.runs import list_runs
 from vaecli.state import build_optimizer
-from vaecli.steps import Ascent, Recorded, Replicates, is_recorded, new_step, one_by_one
+from vaecli.steps import Ascent, Compiled, Recorded, Replicates, is_recorded, new_step, one_by_one
 from vaecli.stopping import Limit
 from vaecli.training import resume, train
 
@@ -197,3 +203,81 @@ def test_runs_together_are_replayed_too(small, pretended):
         torch.testing.assert_close(other.vae.state_dict(), one.vae.state_dict(), rtol=0, atol=0)
         torch.testing.assert_close(other.optimizer.state_dict(), one.optimizer.state_dict(), rtol=0, atol=0)
         assert torch.equal(other.trace, one.trace)
+
+
+COMPILE = """
+import sys
+import pytest
+from identical import traces
+from vaecli import load_config, train
+from vaecli.errors import LimitReachedError
+from vaecli.runs import list_runs
+from vaecli.stopping import Limit
+from vaecli.training import resume
+
+for decoder, objective in ("bernoulli", "objective.L=1"), ("sigma-gaussian", "objective.name=iwae"):
+    settings = [f"model.decoder={decoder}", objective, "objective.kl_warmup=2"]
+    runs = f"{sys.argv[2]}/{decoder}"
+    plain = train(load_config(sys.argv[1], settings), runs_dir=f"{runs}/plain")
+    config = load_config(sys.argv[1], [*settings, "training.compile=on"])
+    compiled = train(config, runs_dir=f"{runs}/compiled")
+    for one, other in zip(plain.metrics, compiled.metrics, strict=True):
+        assert one["elbo"] == pytest.approx(other["elbo"], abs=1e-4)
+    assert plain.checkpoint.conditions["steps"] == "plain"
+    assert compiled.checkpoint.conditions["steps"] == "compiled"
+    assert any((compiled.checkpoint.model[name] != weight).any() for name, weight in plain.checkpoint.model.items())
+    with pytest.raises(LimitReachedError):
+        train(config, runs_dir=f"{runs}/cut", limit=Limit(images=75))
+    (cut,) = list_runs(f"{runs}/cut")
+    assert traces(resume(cut)) == traces(compiled)
+"""
+
+
+@pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="needs a C++ compiler")
+def test_compiled_steps_are_the_same_to_rounding_and_go_on_to_the_same_bits(small, tmp_path):
+    """In a process without type checks at run time, which cannot be compiled; one after another, each its own model."""
+    (tmp_path / "small.yaml").write_text(dump_config(small(model={"hidden_dim": 60})))
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, tmp_path / "small.yaml", tmp_path],
+        capture_output=True, text=True, check=False, timeout=300, cwd=Path(__file__).parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "compiled"),
+    [
+        ({"epochs": 10_000, "compile": "auto"}, True),  # of five steps
+        ({"epochs": 9_999, "compile": "auto"}, False),
+        ({"epochs": 10_000, "compile": "off"}, False),
+        ({"compile": "on"}, True),
+    ],
+)
+def test_long_runs_are_compiled(small, settings, compiled):
+    state, _ = training._start(small(training=settings), None, None)
+    assert state.compiled is compiled
+
+
+def test_what_cannot_be_compiled_goes_without_unless_it_was_asked_for(small, tmp_path, monkeypatch):
+    def fail(self):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(Compiled, "_compile", fail)
+    monkeypatch.setattr("vaecli.state.STEPS_TO_COMPILE_FOR", 1)
+    plain = train(small(), runs_dir=tmp_path / "plain")
+    without = train(small(training={"compile": "auto"}), runs_dir=tmp_path / "without")
+    assert outcome(without) == outcome(plain)
+    assert without.checkpoint.conditions["steps"] == "plain"
+    with pytest.raises(UsageError, match=r"training.compile: torch.compile failed: no compiler"):
+        train(small(training={"compile": "on"}), runs_dir=tmp_path / "asked")
+    (run,) = list_runs(tmp_path / "asked")
+    assert run.status["state"] == "failed"
+
+
+def test_a_run_keeps_to_the_steps_it_began_with(small, tmp_path, monkeypatch):
+    """A run that is extended may come to be one that is worth it."""
+    config = small(training={"compile": "auto"}, optimizer={"schedule": "constant"})
+    run = train(config, runs_dir=tmp_path)
+    monkeypatch.setattr("vaecli.state.STEPS_TO_COMPILE_FOR", 1)
+    longer = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 4})})
+    assert resume(run, longer).checkpoint.conditions["steps"] == "plain"

@@ -122,10 +122,19 @@ class TrainingConfig(Section):
     """At most so many."""
     patience: int | None = Field(None, ge=1)
     """Stop as converged after so many epochs without a better validation ELBO; null: never."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """On the CPU: compile the gradient of the bound, which takes some ten seconds and a C++ compiler. auto: where at
+    least 50,000 steps are to be made, and there is a compiler."""
     cuda_graph: bool = False
     """On CUDA: record some steps once and replay them, in one launch each time."""
     tf32: bool = False
     """On CUDA: matrix products with factors rounded to TF32."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _on_and_off(cls, value: object) -> object:
+        """YAML reads them as true and false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 class Config(Section):
@@ -197,6 +206,8 @@ class Config(Section):
                 unused[f"model.{key}"] = f"{decoder} has none"
         if self.objective.name == "iwae":
             unused["objective.estimator"] = "iwae has but one"
+        if self.device not in {"auto", "cpu"} and self.training.compile != "off":
+            unused["training.compile"] = f"device is {self.device}"
         if self.device in {"cpu", "mps"}:
             unused |= dict.fromkeys(("training.cuda_graph", "training.tf32"), f"device is {self.device}")
         return unused

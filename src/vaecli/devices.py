@@ -10,8 +10,9 @@ import torch
 from vaecli.config import DEVICE
 from vaecli.errors import UsageError
 
-TOGETHER = "runs trained together"
-"""One of the conditions; checkpoints that do not name it are of a run alone."""
+TOGETHER, STEPS = "runs trained together", "steps"
+DEFAULTS = {TOGETHER: "1", STEPS: "plain"}
+"""Conditions as they are in checkpoints that do not name them."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -58,18 +59,20 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
         torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
 
 
-def conditions(device: torch.device, replicates: int = 1) -> dict[str, str]:
+def conditions(device: torch.device, replicates: int = 1, *, compiled: bool = False) -> dict[str, str]:
     """What, besides the config and the number of threads, decides the bits of training.
 
     Args:
         device: Where the parameters are.
         replicates: Runs that are trained as one batched program.
+        compiled: Whether the gradient is.
     """
     return {
         "torch": str(torch.__version__),
         "device": describe(device),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
         TOGETHER: str(replicates),
+        STEPS: "compiled" if compiled else "plain",
     }
 
 

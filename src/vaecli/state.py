@@ -10,9 +10,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vaecli.checkpoints import Checkpoint, Progress
-from vaecli.config import Config, OptimizerConfig
+from vaecli.config import Config, OptimizerConfig, TrainingConfig
 from vaecli.datasets import Images
-from vaecli.devices import conditions, memory
+from vaecli.devices import STEPS, conditions, memory
 from vaecli.errors import UsageError, VaecliError
 from vaecli.gathering import gather
 from vaecli.optimizers import Adagrad, Adam, Optimizer
@@ -21,6 +21,8 @@ from vaecli.vae import VAE, build_vae, outline
 
 BYTES_PER_PARAMETER = 16
 """float32: itself, its gradient, and two moments."""
+STEPS_TO_COMPILE_FOR = 50_000
+"""Compilation takes as long as it saves in some 20,000."""
 STEP = "step"
 """The name under which a checkpoint has the number of steps beside the moments of each parameter, as torch does."""
 TrainingStream = Literal["permutation", "epsilon", "pixels"]
@@ -43,6 +45,8 @@ class TrainingState:
     data_sha256: str
     replicates: int = 1
     """How many states, with this one, are moved as one batched program."""
+    compiled: bool = False
+    """Whether the gradient is compiled: decided when the run begins, and kept to."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -75,7 +79,7 @@ class TrainingState:
             permutation=None if self.permutation is None else self.permutation.clone(),
             trace=self.trace.cpu().clone(),
             threads=torch.get_num_threads(),
-            conditions=conditions(self.vae.device, self.replicates),
+            conditions=conditions(self.vae.device, self.replicates, compiled=self.compiled),
             data_sha256=self.data_sha256,
             logs=dict(logs),
         )
@@ -103,6 +107,7 @@ class TrainingState:
             self.trace.copy_(checkpoint.trace)
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise VaecliError(f"the checkpoint's training state does not fit its config: {error}") from error
+        self.compiled = checkpoint.conditions.get(STEPS) == "compiled"
         self.progress = replace(checkpoint.progress)
         self.permutation = checkpoint.permutation
 
@@ -133,7 +138,14 @@ def new_state(config: Config, images: Images, device: torch.device) -> TrainingS
         permutation=None,
         trace=torch.zeros(steps, 3, device=device),
         data_sha256=hashlib.sha256(images.pixels.numpy().data).hexdigest(),
+        compiled=_is_compiled(config.training, steps, device),
     )
+
+
+def _is_compiled(config: TrainingConfig, steps_per_epoch: int, device: torch.device) -> bool:
+    """By the amount of work and not by a measurement, since it decides the bits."""
+    pays = config.compile == "auto" and config.epochs * steps_per_epoch >= STEPS_TO_COMPILE_FOR
+    return device.type == "cpu" and (pays or config.compile == "on")
 
 
 def _placed(pixels: UInt8[Tensor, "N D"], device: torch.device) -> UInt8[Tensor, "N D"]:

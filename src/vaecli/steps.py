@@ -1,13 +1,15 @@
 """Steps of training: made one by one as algorithm 1 has them, or, on CUDA, many recorded once and replayed."""
 
 from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import functional_call, grad_and_value, vmap
 
+from vaecli.errors import UsageError
 from vaecli.objectives import Elbo, Objective, noise, objective
 from vaecli.observations import Batch, Observe
 from vaecli.optimizers import Optimizer
@@ -51,11 +53,16 @@ class Ascent:
         pixels, kl_weight, learning_rate = minibatch
         batch = self._observe(pixels, self._streams["pixels"])
         epsilon = noise(self._vae, batch, self._n_samples, self._streams["epsilon"])
+        figures = self._differentiate(batch, epsilon, kl_weight)
+        self.optimizer.step(learning_rate)
+        return figures
+
+    def _differentiate(self, batch: Batch, epsilon: Tensor, kl_weight: float | Tensor) -> Float[Tensor, " 3"]:
+        """The gradient of the loss, left with the parameters."""
         bound, elbo = self._maximise(self._vae, batch, epsilon, kl_weight)
         loss = -bound.mean()
         self.optimizer.zero_grad()
         loss.backward()
-        self.optimizer.step(learning_rate)
         return torch.stack((loss, elbo.log_likelihood.mean(), elbo.kl.mean())).detach()
 
 
@@ -85,7 +92,7 @@ class Replicates:
         for r, state in enumerate(states):
             for parameter, stacked in zip(state.vae.parameters(), self._parameters, strict=True):
                 parameter.data = stacked.data[r]
-            state.replicates = len(states)
+            state.replicates, state.compiled = len(states), False
 
     def __call__(self, *minibatches: Minibatch) -> Float[Tensor, "R 3"]:
         """One step of every state, each on its own minibatch."""
@@ -179,6 +186,70 @@ class Recorded:
             self._figures = self._steps(*self._portions)
 
 
+class Compiled(Ascent):
+    """The same to rounding, with the bound and its gradient compiled into fewer operations by `torch.compile`.
+
+    What was compiled is for minibatches of the full size; the last of an epoch may be smaller and goes without.
+    """
+
+    def __init__(self, state: TrainingState, observe: Observe) -> None:
+        super().__init__(state, observe)
+        self._state, self._size = state, state.config.training.batch_size
+        self._names = [f"vae.{name}" for name, _ in state.vae.named_parameters()]
+        self._weights = [parameter.detach() for parameter in state.vae.parameters()]
+        self._gradient: Callable[..., tuple[list[Tensor], Tensor]] | None = None
+
+    def _differentiate(self, batch: Batch, epsilon: Tensor, kl_weight: float | Tensor) -> Float[Tensor, " 3"]:
+        if len(batch.input) < self._size or not self._state.compiled:
+            return super()._differentiate(batch, epsilon, kl_weight)
+        weight = torch.as_tensor(kl_weight)  # as a number it would be compiled in
+        if self._gradient is None:
+            try:
+                self._gradient = self._compile()
+                self._gradient(self._weights, batch, epsilon, weight)
+            except Exception as error:  # noqa: BLE001 (there are many on the way to a compiler)
+                self._give_up(error)
+                return super()._differentiate(batch, epsilon, kl_weight)
+        gradients, figures = self._gradient(self._weights, batch, epsilon, weight)
+        for parameter, gradient in zip(self.optimizer.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return figures
+
+    def _compile(self) -> Callable[..., tuple[list[Tensor], Tensor]]:
+        bound_of, names = _Bound(self._vae, self._maximise), self._names
+
+        def loss(weights: list[Tensor], batch: Batch, epsilon: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
+            named = dict(zip(names, weights, strict=True))
+            bound, elbo = functional_call(bound_of, named, (batch, epsilon, kl_weight))
+            value = -bound.mean()
+            return value, torch.stack((value, elbo.log_likelihood.mean(), elbo.kl.mean())).detach()
+
+        differentiated = grad_and_value(loss, has_aux=True)
+
+        def gradient(
+            weights: list[Tensor], batch: Batch, epsilon: Tensor, kl_weight: Tensor
+        ) -> tuple[list[Tensor], Tensor]:
+            gradients, (_, figures) = differentiated(weights, batch, epsilon, kl_weight)
+            return gradients, figures
+
+        # What is compiled is kept with the code object, and looked at again at every call to see whether it still
+        # applies. With one of its own it always does, and a process may compile as many as it likes.
+        own = FunctionType(gradient.__code__.replace(), gradient.__globals__, closure=gradient.__closure__)
+        compiled: Callable[..., tuple[list[Tensor], Tensor]] = torch.compile(
+            own, fullgraph=True, dynamic=False, options={"guard_filter_fn": lambda guards: [False] * len(guards)}
+        )
+        return torch.no_grad()(compiled)
+
+    def _give_up(self, error: Exception) -> None:
+        """Go on without, unless it was asked for. Raises UsageError."""
+        if self._state.config.training.compile == "on":
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+            raise UsageError(
+                f"training.compile: torch.compile failed: {reason}; it needs a C++ compiler; off goes without"
+            ) from error
+        self._state.compiled = False
+
+
 def one_by_one(ascend: Callable[..., Tensor]) -> Step:
     """Steps made as they come."""
 
@@ -190,8 +261,12 @@ def one_by_one(ascend: Callable[..., Tensor]) -> Step:
 
 def new_step(states: Sequence[TrainingState], observe: Observe) -> Step:
     """What makes the steps that a config asks for, of one state or of several together."""
-    ascend = Ascent(states[0], observe) if len(states) == 1 else Replicates(states, observe)
-    return Recorded(ascend) if is_recorded(states[0]) else one_by_one(ascend)
+    first = states[0]
+    if len(states) > 1:
+        ascend: Ascent | Replicates = Replicates(states, observe)
+    else:
+        ascend = Compiled(first, observe) if first.compiled else Ascent(first, observe)
+    return Recorded(ascend) if is_recorded(first) else one_by_one(ascend)
 
 
 def is_recorded(state: TrainingState) -> bool:

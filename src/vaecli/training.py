@@ -64,7 +64,7 @@ class Training:
     def carry_out(self) -> Run:
         """Train to the end."""
         drive(self.portions, new_step([self.state], self.observe))
-        return self.run
+        return Run(self.run.path)  # without what was read of it before
 
 
 def train(
@@ -209,14 +209,14 @@ def go_on(
         torch.set_num_threads(checkpoint.threads)
         state, dataset = _start(config, data_dir, None)
         state.restore(checkpoint)
-        _warn_of_other_bits(run, checkpoint, devices.conditions(state.vae.device, replicates))
+        _warn_of_other_bits(run, checkpoint, devices.conditions(state.vae.device, replicates, compiled=state.compiled))
     run.write_config(config)
     return _training(run, state, dataset, checkpoint.logs if checkpoint else {}, report, stop, limit)
 
 
 def _warn_of_other_bits(run: Run, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
     """Say what is not as it was: sums are taken in another order by other hardware and other versions."""
-    before, cores = {devices.TOGETHER: "1"} | checkpoint.conditions, os.cpu_count() or 1
+    before, cores = devices.DEFAULTS | checkpoint.conditions, os.cpu_count() or 1
     changes = [
         f"{name} {before.get(name, 'unknown')} before, {value} now"
         for name, value in now.items()
