@@ -189,7 +189,8 @@ def growth(rounds: int) -> dict[str, list[float]]:
             pixels[:: n // 1000].reshape(-1, PIXELS)[:, ::3] = 200
         for _ in range(rounds):
             for n in GROWTH:
-                settings = [f"data.name={directory}/{n}.npy", "data.test=0", "data.validation=0", "device=cpu"]
+                settings = [f"data.name={directory}/{n}.npy", "data.test=0", "data.validation=0"]
+                settings += ["device=cpu", "training.compile=off"]  # which would not pay for so few steps
                 with suppress(LimitReachedError):
                     train(load_config(None, settings), runs_dir=f"{directory}/runs", limit=Limit(images=20_000))
                 progress = load_checkpoint(list_runs(Path(directory) / "runs")[-1].last).progress

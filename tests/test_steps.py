@@ -168,15 +168,16 @@ def go_together(states, observe, n_epochs) -> None:
                     continue
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=on_cuda)])
 @pytest.mark.parametrize("decoder", LIKELIHOODS)
 @pytest.mark.parametrize(
     "objective",
     [{"L": 2, "kl_warmup": 1}, {"estimator": "A"}, {"name": "iwae", "L": 3}],
     ids=["B", "A", "iwae"],
 )
-def test_runs_whose_steps_are_made_together_go_where_each_goes_alone(small, decoder, objective):
+def test_runs_whose_steps_are_made_together_go_where_each_goes_alone(small, device, decoder, objective):
     """15 steps in float64: only the order of sums differs, by some 1e-16 each time, and steps are of 1e-3."""
-    config = small(model={"decoder": decoder}, objective=objective)
+    config = small(model={"decoder": decoder}, objective=objective, device=device)
     alone, observe = beginnings(config)
     for state in alone:
         step = one_by_one(Ascent(state, observe))

@@ -1,5 +1,6 @@
 """Steps of training: made one by one as algorithm 1 has them, or, on CUDA, many recorded once and replayed."""
 
+import logging
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import NamedTuple
@@ -216,6 +217,7 @@ class Compiled(Ascent):
         return figures
 
     def _compile(self) -> Callable[..., tuple[list[Tensor], Tensor]]:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
         bound_of, names = _Bound(self._vae, self._maximise), self._names
 
         def loss(weights: list[Tensor], batch: Batch, epsilon: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
