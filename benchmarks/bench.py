@@ -242,6 +242,7 @@ def machine() -> dict[str, Any]:
 def plot_growth(sizes: dict[str, Any], growth: dict[str, list[float]], path: Path) -> None:
     """Microseconds of training for an image over N, L and H, and of the bare products."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator
 
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     over_n, over_l, over_h = figure.subplots(1, 3)
@@ -254,6 +255,8 @@ def plot_growth(sizes: dict[str, Any], growth: dict[str, list[float]], path: Pat
             micros = [1e6 * statistics.median(seconds) / OF_SIZES for seconds in found]
             axis.plot(values, micros, "o-", color=colour, label=which)
         axis.set(xscale="log", yscale="log", xticks=values, xticklabels=values)
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda micros, _: f"{micros:g}"))
         axis.minorticks_off()
         axis.legend(frameon=False)
     over_l.set_xlabel("samples L")
@@ -277,6 +280,7 @@ def plot(results: dict[str, Any], path: Path) -> None:
     bars = axis.barh(list(shown), list(shown.values()), color=colours)
     axis.bar_label(bars, fmt="%.2f", padding=3)
     axis.invert_yaxis()
+    axis.margins(x=0.1)
     axis.set_xlabel("seconds for an epoch of 60,000 images, median")
     axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
