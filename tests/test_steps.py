@@ -86,7 +86,7 @@ def pretended(monkeypatch):
             step._figures.copy_(step._steps(*step._portions))
 
     @contextmanager
-    def record_only(graph):
+    def record_only(graph, stream):
         states = recorded[-1]._ascend.states
         before = [state.capture({}) for state in states]
         yield
@@ -108,7 +108,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(steps, "is_recorded", lambda state: state.config.training.cuda_graph)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", record_only)
-    for name in ("Stream", "current_stream", "stream"):
+    for name in ("Stream", "current_stream", "stream", "device"):
         monkeypatch.setattr(torch.cuda, name, MagicMock())
     return sizes
 
@@ -182,7 +182,7 @@ def test_runs_whose_steps_are_made_together_go_where_each_goes_alone(small, devi
     for state in alone:
         step = one_by_one(Ascent(state, observe))
         for _ in range(3):
-            training.drive(training._epoch(state, 1, lambda: None), step)
+            training.drive(training._epoch(state, 1, lambda: None), lambda step=step: step)
     together, observe = beginnings(config)
     go_together(together, observe, 3)
     for one, other in zip(alone, together, strict=True):

@@ -76,7 +76,7 @@ def test_runs_at_different_steps_go_on_side_by_side(seeds, tmp_path):
     trainings = {0: begin(first, runs_dir=tmp_path / "together"), 1: go_on(cut)}
     trainings[2] = begin(third, runs_dir=tmp_path / "together")
     assert train_together(trainings) == {}
-    assert [training.state.replicates for training in trainings.values()] == [2, 1, 2]
+    assert [training.state.replicates for training in trainings.values()] == [3, 3, 3]  # those behind have caught up
     for config, training in zip(seeds(), trainings.values(), strict=True):
         close(training.run, train(config, runs_dir=tmp_path / "alone"))
 
@@ -101,11 +101,12 @@ def test_a_run_that_diverges_leaves_the_others(seeds, tmp_path):
         close(trainings[i].run, train(seeds()[i], runs_dir=tmp_path / "alone"))
 
 
-def test_out_of_memory_is_every_runs_failure_and_names_the_remedy(seeds, tmp_path, monkeypatch):
+@pytest.mark.parametrize("where", ["__init__", "__call__"])
+def test_out_of_memory_is_every_runs_failure_and_names_the_remedy(seeds, tmp_path, monkeypatch, where):
     def fail(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Replicates, "__call__", fail)
+    monkeypatch.setattr(Replicates, where, fail)
     failed = train_together({i: begin(config, runs_dir=tmp_path) for i, config in enumerate(seeds())})
     (message,) = {str(error) for error in failed.values()}
     assert message.endswith("objective.L or model.hidden_dim, or resources.together, which is 3 here, smaller")
@@ -135,7 +136,8 @@ def test_a_stop_ends_all_of_them(seeds, tmp_path):
     [
         (16, 1, [(0, 1, 2, 4, 5), (3,), (6,), (7,)]),
         (2, 1, [(0, 1), (2, 4), (3,), (5,), (6,), (7,)]),
-        (16, 2, [(0, 1, 2), (3,), (4, 5), (6,), (7,)]),
+        (16, 2, [(0, 1, 2, 4), (3,), (5,), (6,), (7,)]),
+        (16, 4, [(0, 1), (2, 4), (3,), (5,), (6,), (7,)]),
         (1, 1, [(0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,)]),
     ],
 )

@@ -52,7 +52,7 @@ def explain(state: TrainingState, good: Checkpoint, observe: Observe, step: int,
             where = f"step {at} (epoch {epoch})"
     except VaecliError:
         pass
-    if found is None:  # other threads, or a file that is gone
+    if found is None:  # other threads, a file that is gone, or it went another way in plain steps
         found, where = "a term or a parameter is not finite", f"step {step}"
     floor = "" if state.config.model.min_log_sigma is not None else ", and so does a floor, model.min_log_sigma=-7"
     return (

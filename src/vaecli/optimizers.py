@@ -109,7 +109,7 @@ class Adagrad(Optimizer):
     kept: ClassVar[tuple[str, ...]] = ("sum",)
 
     def _move(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
-        if self.n_steps.device.type != "cpu":  # where torch has no kernel for it
+        if self.n_steps.device.type != "cpu":  # not every torch has a kernel for it there
             self._move_each(gradients, learning_rate)
             return
         torch._fused_adagrad_(

@@ -2,10 +2,8 @@
 
 import multiprocessing
 import os
-import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
-from contextlib import contextmanager
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
@@ -13,7 +11,7 @@ from threading import Thread
 
 from vaecli.errors import InterruptedRunError, VaecliError
 from vaecli.news import Board
-from vaecli.stopping import Stop
+from vaecli.stopping import Stop, deaf_to_the_terminal
 from vaecli.work import Outcome, Task, complete_together, tasks
 
 Group = tuple[int, ...]
@@ -22,13 +20,14 @@ Group = tuple[int, ...]
 
 def in_groups(planned: Mapping[int, Task], at_most: int, jobs: int) -> list[Group]:
     """Who is trained with whom: on CUDA the seeds of a config, so many at most and such that every job has some."""
+    at_most = min(at_most, -(-len(planned) // jobs))
     alike: dict[tuple[str, str], list[int]] = {}
     for i, task in planned.items():
         config = task.config.model_copy(update={"seed": 0})
         alike.setdefault((config.identity, config.device), []).append(i)
     groups = []
     for (_, device), members in alike.items():
-        size = min(at_most, -(-len(members) // jobs)) if len(members) > 1 and _is_cuda(device) else 1
+        size = at_most if len(members) > 1 and _is_cuda(device) else 1
         groups += [tuple(members[start : start + size]) for start in range(0, len(members), size)]
     return sorted(groups)
 
@@ -101,7 +100,7 @@ def _in_a_pool(
     with ProcessPoolExecutor(
         min(jobs, len(groups)), context, _start_worker, (threads, stopping, begun, n_started)
     ) as pool:
-        with _deaf_to_the_terminal():
+        with deaf_to_the_terminal():
             waiting = {pool.submit(_complete_in_worker, {i: planned[i] for i in group}): group for group in groups}
         while waiting:
             if stop():
@@ -119,16 +118,6 @@ def _in_a_pool(
                 for i in board.running.intersection(group):
                     board.running.discard(i)
                     yield i, None
-
-
-@contextmanager
-def _deaf_to_the_terminal() -> Iterator[None]:
-    """Processes begun here do not hear its signals, from their first instant; this one does, a moment later."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _stopping: Event | None = None

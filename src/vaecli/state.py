@@ -49,6 +49,11 @@ class TrainingState:
     """Whether the gradient is compiled: decided when the run begins, and kept to."""
 
     @property
+    def batch_size(self) -> int:
+        """M, of every minibatch but the last of an epoch."""
+        return min(self.config.training.batch_size, len(self.images))
+
+    @property
     def steps_per_epoch(self) -> int:
         """⌈N/M⌉."""
         return len(self.trace)
@@ -63,6 +68,13 @@ class TrainingState:
             self.permutation = torch.randperm(len(self.images), generator=self.generators["permutation"])
         rows: tuple[Tensor, ...] = self.permutation.to(self.images.pixels.device).split(self.config.training.batch_size)
         return rows[self.progress.position :]
+
+    def leave_the_others(self) -> None:
+        """Hold tensors of its own, where they are views of those of several states."""
+        for parameter in self.vae.parameters():
+            parameter.data = parameter.data.clone()
+        for kept in self.optimizer.moments.values():
+            kept[:] = [moment.clone() for moment in kept]
 
     def capture(self, logs: Mapping[str, int]) -> Checkpoint:
         """A copy of the whole state."""
@@ -95,13 +107,13 @@ class TrainingState:
             )
         self.load_weights(checkpoint)
         try:
-            self.optimizer.load_state_dict(
-                {
-                    i: {name: moment for name, moment in moments.items() if name != STEP}
-                    for i, moments in checkpoint.optimizer.items()
-                }
-            )
-            self.optimizer.n_steps.fill_(checkpoint.progress.step)
+            if checkpoint.optimizer or checkpoint.progress.step:  # before the first step there may be none
+                self.optimizer.load_state_dict(
+                    {
+                        i: {name: moment for name, moment in moments.items() if name != STEP}
+                        for i, moments in checkpoint.optimizer.items()
+                    }
+                )
             for name, stream in self.generators.items():
                 stream.set_state(checkpoint.generators[name])
             self.trace.copy_(checkpoint.trace)
@@ -119,14 +131,23 @@ class TrainingState:
             raise VaecliError("the checkpoint's weights do not fit this config") from error
 
 
-def new_state(config: Config, images: Images, device: torch.device) -> TrainingState:
-    """The state before the first step; `images` go to the device. Raises UsageError where the model is too large."""
+def new_state(
+    config: Config, images: Images, device: torch.device, beside: TrainingState | None = None
+) -> TrainingState:
+    """The state before the first step. Raises UsageError where the model is too large.
+
+    Args:
+        config: Of the run.
+        images: To train on; they go to the device.
+        device: Where to.
+        beside: A state with the same images on the same device, to be shared.
+    """
     _check_size(config, images.pixels.shape[1], device)
     vae = build_vae(config.model, images.pixels.shape[1], generator(config.seed, "init"), images.mean).to(device)
     steps = -(-len(images) // config.training.batch_size)
     return TrainingState(
         config=config,
-        images=replace(images, pixels=_placed(images.pixels, device)),
+        images=beside.images if beside else replace(images, pixels=_placed(images.pixels, device)),
         vae=vae,
         optimizer=build_optimizer(config.optimizer, vae),
         generators={
@@ -137,7 +158,7 @@ def new_state(config: Config, images: Images, device: torch.device) -> TrainingS
         progress=Progress(),
         permutation=None,
         trace=torch.zeros(steps, 3, device=device),
-        data_sha256=hashlib.sha256(images.pixels.numpy().data).hexdigest(),
+        data_sha256=beside.data_sha256 if beside else hashlib.sha256(images.pixels.numpy().data).hexdigest(),
         compiled=_is_compiled(config.training, steps, device),
     )
 

@@ -1,6 +1,7 @@
 """Steps of training: made one by one as algorithm 1 has them, or, on CUDA, many recorded once and replayed."""
 
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import NamedTuple
@@ -10,11 +11,12 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
-from vaecli.errors import UsageError
+from vaecli.errors import OtherBitsWarning, UsageError
 from vaecli.objectives import Elbo, Objective, noise, objective
 from vaecli.observations import Batch, Observe
 from vaecli.optimizers import Optimizer
 from vaecli.state import TrainingState
+from vaecli.stopping import deaf_to_the_terminal
 from vaecli.vae import VAE
 
 STEPS_PER_LAUNCH = 25
@@ -81,6 +83,8 @@ class Replicates:
 
     def __init__(self, states: Sequence[TrainingState], observe: Observe) -> None:
         self.states = tuple(states)
+        for state in states:
+            state.replicates, state.compiled = len(states), False
         config, vae = states[0].config, states[0].vae
         self._bound = _Bound(vae, objective(config.objective))
         self._names = [f"vae.{name}" for name, _ in vae.named_parameters()]
@@ -93,7 +97,6 @@ class Replicates:
         for r, state in enumerate(states):
             for parameter, stacked in zip(state.vae.parameters(), self._parameters, strict=True):
                 parameter.data = stacked.data[r]
-            state.replicates, state.compiled = len(states), False
 
     def __call__(self, *minibatches: Minibatch) -> Float[Tensor, "R 3"]:
         """One step of every state, each on its own minibatch."""
@@ -142,7 +145,7 @@ class Recorded:
         self._graph: torch.cuda.CUDAGraph | None = None
         self._figures: Tensor | None = None
         first = ascend.states[0]
-        n, size, device = STEPS_PER_LAUNCH, first.config.training.batch_size, first.vae.device
+        n, size, device = steps_at_a_time(first), first.batch_size, first.vae.device
         n_pixels = first.images.pixels.shape[1]
         self._pixels = torch.empty(len(ascend.states), n, size, n_pixels, dtype=torch.uint8, device=device)
         self._schedule = torch.empty(2, n, device=device)
@@ -157,8 +160,8 @@ class Recorded:
             return self._steps(*portions)
         for pixels, portion in zip(self._pixels, portions, strict=True):
             torch.stack([minibatch.pixels for minibatch in portion], out=pixels)
-        schedule = torch.tensor([minibatch[1:] for minibatch in portions[0]], pin_memory=self._schedule.is_cuda)
-        self._schedule.copy_(schedule.T, non_blocking=True)
+        schedule = list(zip(*(minibatch[1:] for minibatch in portions[0]), strict=True))
+        self._schedule.copy_(torch.tensor(schedule, pin_memory=self._schedule.is_cuda), non_blocking=True)
         if self._graph is None:
             self._record()
         assert self._graph is not None
@@ -168,6 +171,10 @@ class Recorded:
 
     def _record(self) -> None:
         """Go some rounds, take them back, and record; recording does not make the steps."""
+        with torch.cuda.device(self._schedule.device):  # where torch would put whatever it is not told where to put
+            self._record_here()
+
+    def _record_here(self) -> None:
         states, device = self._ascend.states, self._schedule.device
         before = [state.capture({}) for state in states]
         aside = torch.cuda.Stream(device)
@@ -180,10 +187,12 @@ class Recorded:
         self._ascend.optimizer.n_steps.fill_(states[0].progress.step)
         self._ascend.optimizer.zero_grad()
         self._graph = torch.cuda.CUDAGraph()
-        for state in states:
-            for name in ("pixels", "epsilon"):
-                self._graph.register_generator_state(state.generators[name])
-        with torch.cuda.graph(self._graph):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # from torch 2.13 on a graph finds the generators itself, and says so
+            for state in states:
+                for name in ("pixels", "epsilon"):
+                    self._graph.register_generator_state(state.generators[name])
+        with torch.cuda.graph(self._graph, stream=aside):
             self._figures = self._steps(*self._portions)
 
 
@@ -195,7 +204,7 @@ class Compiled(Ascent):
 
     def __init__(self, state: TrainingState, observe: Observe) -> None:
         super().__init__(state, observe)
-        self._state, self._size = state, state.config.training.batch_size
+        self._state, self._size = state, state.batch_size
         self._names = [f"vae.{name}" for name, _ in state.vae.named_parameters()]
         self._weights = [parameter.detach() for parameter in state.vae.parameters()]
         self._gradient: Callable[..., tuple[list[Tensor], Tensor]] | None = None
@@ -207,11 +216,13 @@ class Compiled(Ascent):
         if self._gradient is None:
             try:
                 self._gradient = self._compile()
-                self._gradient(self._weights, batch, epsilon, weight)
+                with deaf_to_the_terminal():  # or a Ctrl-C would end the compiler, which is a process of its own
+                    gradients, figures = self._gradient(self._weights, batch, epsilon, weight)
             except Exception as error:  # noqa: BLE001 (there are many on the way to a compiler)
                 self._give_up(error)
                 return super()._differentiate(batch, epsilon, kl_weight)
-        gradients, figures = self._gradient(self._weights, batch, epsilon, weight)
+        else:
+            gradients, figures = self._gradient(self._weights, batch, epsilon, weight)
         for parameter, gradient in zip(self.optimizer.parameters, gradients, strict=True):
             parameter.grad = gradient
         return figures
@@ -244,11 +255,14 @@ class Compiled(Ascent):
 
     def _give_up(self, error: Exception) -> None:
         """Go on without, unless it was asked for. Raises UsageError."""
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
         if self._state.config.training.compile == "on":
-            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise UsageError(
                 f"training.compile: torch.compile failed: {reason}; it needs a C++ compiler; off goes without"
             ) from error
+        if self._state.progress.step:
+            message = f"may not end in the same bits as an uncut run: its steps cannot be compiled here: {reason}"
+            warnings.warn(message, OtherBitsWarning, stacklevel=2)
         self._state.compiled = False
 
 
@@ -282,4 +296,5 @@ def is_recorded(state: TrainingState) -> bool:
 
 def steps_at_a_time(state: TrainingState) -> int:
     """How many steps a portion has."""
-    return STEPS_PER_LAUNCH if is_recorded(state) else 1
+    full_ones = len(state.images) // state.batch_size
+    return min(STEPS_PER_LAUNCH, full_ones) if is_recorded(state) else 1

@@ -1,8 +1,10 @@
 """How training is asked to stop before its end: by a signal of its user, or by a limit set beforehand."""
 
 import re
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from vaecli.errors import UsageError
@@ -16,6 +18,16 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 def never() -> bool:
     """Do not stop."""
     return False
+
+
+@contextmanager
+def deaf_to_the_terminal() -> Iterator[None]:
+    """Processes begun here do not hear its signals, from their first instant; this one does, a moment later."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass(frozen=True)

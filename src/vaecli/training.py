@@ -57,13 +57,14 @@ class Training:
 
     run: Run
     state: TrainingState
+    dataset: Dataset
     observe: Observe
     portions: Portions
     """Does all but the steps, and keeps the run's status true whatever happens."""
 
     def carry_out(self) -> Run:
         """Train to the end."""
-        drive(self.portions, new_step([self.state], self.observe))
+        drive(self.portions, partial(new_step, [self.state], self.observe))
         return Run(self.run.path)  # without what was read of it before
 
 
@@ -85,7 +86,7 @@ def train(
         data_dir: Where torchvision's data sets are; None for `VAECLI_DATA_DIR` or the user's cache.
         init_from: A run whose weights to start from.
         report: Is told of the progress.
-        stop: Is asked after every step whether to checkpoint and stop.
+        stop: Is asked after every step (or every few that are replayed at once) whether to checkpoint and stop.
         limit: Of the time or the images after which to do so; None for none.
 
     Returns:
@@ -113,9 +114,13 @@ def begin(
     report: Reporter = ignore,
     stop: Stop = never,
     limit: Limit | None = None,
+    beside: Training | None = None,
 ) -> Training:
-    """Make the run directory of a new run, and all that it needs to be trained; arguments and errors as for `train`."""
-    state, dataset = _start(config, data_dir, init_from)
+    """Make the run directory of a new run, and all that it needs to be trained; arguments and errors as for `train`.
+
+    `beside` is a training whose images it can share, its config being the same but for the seed.
+    """
+    state, dataset = _start(config, data_dir, init_from, beside)
     run = create_run(
         config,
         Path(runs_dir),
@@ -138,16 +143,20 @@ def _training(
 ) -> Training:
     observe = observation(state.config.model.likelihood.support, state.config.data)
     portions = _fit(run, state, dataset, observe, lengths, report, stop, limit or Limit())
-    return Training(run, state, observe, portions)
+    return Training(run, state, dataset, observe, portions)
 
 
-def _start(config: Config, data_dir: str | Path | None, init_from: Run | None) -> tuple[TrainingState, Dataset]:
+def _start(
+    config: Config, data_dir: str | Path | None, init_from: Run | None, beside: Training | None = None
+) -> tuple[TrainingState, Dataset]:
     """The state before the first step, and the images."""
     device = devices.resolve_device(config.device)
     devices.flush_subnormals()
     devices.allow_tf32(device, config.training.tf32)
-    dataset = _dataset(config, data_dir)
-    state = new_state(config, dataset.train, device)
+    if beside is not None and beside.state.vae.device != device:
+        beside = None
+    dataset = beside.dataset if beside else _dataset(config, data_dir)
+    state = new_state(config, dataset.train, device, beside.state if beside else None)
     if init_from is not None:
         if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
             raise UsageError(f"{init_from.name}: has the weights of another model; the `model` sections must agree")
@@ -193,8 +202,12 @@ def go_on(
     stop: Stop = never,
     limit: Limit | None = None,
     replicates: int = 1,
+    beside: Training | None = None,
 ) -> Training:
-    """Bring a run back to where it was; arguments and errors as for `resume`, and `replicates` as for `conditions`."""
+    """Bring a run back to where it was; arguments and errors as for `resume`.
+
+    `replicates` is as for `conditions`, and `beside` as for `begin`.
+    """
     if run.file is not None and run.file.resolve() != run.last.resolve():
         raise UsageError(f"{run.file}: a run goes on from its last checkpoint; --init-from starts anew from this one")
     checkpoint = load_checkpoint(run.last) if run.last.is_file() else None
@@ -204,12 +217,15 @@ def go_on(
     _check_resumable(run, checkpoint, config)
     if checkpoint is None:
         source = run.environment.get("initialised_from")
-        state, dataset = _start(config, data_dir, find_run(source, run.path) if source else None)
+        state, dataset = _start(config, data_dir, find_run(source, run.path) if source else None, beside)
     else:
         torch.set_num_threads(checkpoint.threads)
-        state, dataset = _start(config, data_dir, None)
+        state, dataset = _start(config, data_dir, None, beside)
         state.restore(checkpoint)
-        _warn_of_other_bits(run, checkpoint, devices.conditions(state.vae.device, replicates, compiled=state.compiled))
+        if checkpoint.progress.step:
+            _warn_of_other_bits(
+                run, checkpoint, devices.conditions(state.vae.device, replicates, compiled=state.compiled)
+            )
     run.write_config(config)
     return _training(run, state, dataset, checkpoint.logs if checkpoint else {}, report, stop, limit)
 
@@ -286,14 +302,14 @@ def _fit(
             record.status("diverged", str(explained))
             raise explained from None
         except Exception as error:
-            failure = _in_words(error, state.replicates)
+            failure = in_words(error, state.replicates)
             record.status("failed", str(failure) if failure is not error else f"{type(error).__name__}: {error}")
             if failure is error:
                 raise
             raise failure from error
 
 
-def _in_words(error: Exception, replicates: int) -> Exception:
+def in_words(error: Exception, replicates: int) -> Exception:
     """Out of memory as an error of ours; any other as it is."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         fewer = f", or resources.together, which is {replicates} here," if replicates > 1 else ""
@@ -348,12 +364,14 @@ def _epoch(state: TrainingState, n: int, after_portion: Callable[[], None]) -> P
     state.progress.position = 0
 
 
-def drive(portions: Portions, step: Step) -> None:
-    """Make all the steps that are asked for."""
+def drive(portions: Portions, make: Callable[[], Step]) -> None:
+    """Make all the steps that are asked for, by what `make` makes at the first."""
+    step: Step | None = None
     with closing(portions), suppress(StopIteration):
         portion = next(portions)
         while True:
             try:
+                step = step or make()
                 figures = step(portion)
             except BaseException as error:  # is told to where the status is kept
                 portions.throw(error)
@@ -403,7 +421,7 @@ def _repeat(state: TrainingState, observe: Observe, step: int) -> None:
     ascend = one_by_one(Ascent(state, observe))
     while state.progress.step < step:
         with suppress(InterruptedRunError):
-            drive(_epoch(state, 1, after_step), ascend)
+            drive(_epoch(state, 1, after_step), lambda: ascend)
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:

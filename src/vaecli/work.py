@@ -1,6 +1,7 @@
 """One run of many: what is to be done with a config, and what came of it."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 
 from vaecli.config import Config, Section
-from vaecli.errors import InterruptedRunError, VaecliError
+from vaecli.errors import InterruptedRunError, OtherBitsWarning, VaecliError
 from vaecli.runs import Run, list_runs
 from vaecli.sources import fingerprint
 from vaecli.stopping import Stop, never
@@ -153,30 +154,57 @@ def complete_together(tasks: Sequence[Task], stop: Stop = never) -> list[Outcome
     stopped = [error for error in failed.values() if isinstance(error, InterruptedRunError)]
     if stopped:
         raise stopped[0]
-    return [_failure(task, failed[i]) if i in failed else _outcome(task, runs[i]) for i, task in enumerate(tasks)]
+    outcomes = []
+    for i, task in enumerate(tasks):
+        if i and stop():
+            raise InterruptedRunError("stopped before all runs were evaluated")
+        outcomes.append(_failure(task, task.known, failed[i]) if i in failed else _outcome(task, runs[i]))
+    return outcomes
 
 
 def _trained(tasks: Sequence[Task], stop: Stop) -> tuple[dict[int, Run], dict[int, Exception]]:
     """The run of every task, by its place among them, or what went wrong with it."""
     from vaecli.together import train_together  # noqa: PLC0415 (torch)
-    from vaecli.training import Training, begin, go_on  # noqa: PLC0415
+    from vaecli.training import Training, begin, go_on, in_words  # noqa: PLC0415
 
-    runs: dict[int, Run] = {}
+    runs = {i: t.known for i, t in enumerate(tasks) if t.known and t.known.status.get("state") in FINISHED}
     trainings: dict[int, Training] = {}
     failed: dict[int, Exception] = {}
+    said = _Said(stop)
+    n = len(tasks) - len(runs)
     for i, task in enumerate(tasks):
-        data_dir, run = task.work.data_dir, task.known
+        work, beside = task.work, next(iter(trainings.values()), None)
         try:
-            if run is None:
-                trainings[i] = begin(task.config, runs_dir=task.work.runs_dir, data_dir=data_dir, stop=stop)
-            elif run.status.get("state") not in FINISHED:
-                trainings[i] = go_on(run, data_dir=data_dir, stop=stop, replicates=len(tasks))
-            else:
-                runs[i] = run
+            if task.known is None:
+                trainings[i] = begin(
+                    task.config, runs_dir=work.runs_dir, data_dir=work.data_dir, stop=said, beside=beside
+                )
+            elif i not in runs:
+                trainings[i] = go_on(task.known, data_dir=work.data_dir, stop=said, replicates=n, beside=beside)
         except Exception as error:  # noqa: BLE001 (whatever it is, it is this run's alone)
-            failed[i] = error
-    failed |= train_together(trainings)
+            failed[i] = in_words(error, n)
+    if len({training.state.progress.step for training in trainings.values()}) > 1:
+        message = (
+            "runs that are trained together were cut at different steps, and may not end in the bits of uncut ones"
+        )
+        warnings.warn(message, OtherBitsWarning, stacklevel=2)
+    failed |= train_together(trainings, said.ask)
     return runs | {i: training.run for i, training in trainings.items()}, failed
+
+
+class _Said:
+    """Whether to stop, asked once in a round, so that all who are in it stop at the same step."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop, self._said = stop, False
+
+    def ask(self) -> None:
+        """Ask."""
+        self._said = self._said or self._stop()
+
+    def __call__(self) -> bool:
+        """What was said."""
+        return self._said
 
 
 def _outcome(task: Task, run: Run) -> Outcome:
@@ -190,12 +218,12 @@ def _outcome(task: Task, run: Run) -> Outcome:
             evaluate(run, k=work.k, binarised=work.binarised, device=config.device, data_dir=work.data_dir)
         return evaluated(config, Run(run.path), path)
     except Exception as error:  # noqa: BLE001 (whatever it is, it is this run's alone)
-        return _failure(task, error)
+        return _failure(task, run, error)
 
 
-def _failure(task: Task, error: Exception) -> Outcome:
+def _failure(task: Task, run: Run | None, error: Exception) -> Outcome:
     what = str(error) if isinstance(error, VaecliError) else f"{type(error).__name__}: {error}"
-    return Outcome(task.config, task.known, error=what)
+    return Outcome(task.config, run, error=what)
 
 
 def evaluated(config: Config, run: Run, path: Path) -> Outcome:
