@@ -11,6 +11,7 @@ from vaecli.checkpoints import load_checkpoint
 from vaecli.devices import TOGETHER
 from vaecli.engine import run_all
 from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError, OtherBitsWarning, VaecliError
+from vaecli.optimizers import Optimizer
 from vaecli.runs import list_runs
 from vaecli.steps import Replicates
 from vaecli.stopping import Limit
@@ -101,12 +102,12 @@ def test_a_run_that_diverges_leaves_the_others(seeds, tmp_path):
         close(trainings[i].run, train(seeds()[i], runs_dir=tmp_path / "alone"))
 
 
-@pytest.mark.parametrize("where", ["__init__", "__call__"])
+@pytest.mark.parametrize("where", [(Optimizer, "stack"), (Replicates, "__call__")])
 def test_out_of_memory_is_every_runs_failure_and_names_the_remedy(seeds, tmp_path, monkeypatch, where):
     def fail(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(Replicates, where, fail)
+    monkeypatch.setattr(*where, fail)
     failed = train_together({i: begin(config, runs_dir=tmp_path) for i, config in enumerate(seeds())})
     (message,) = {str(error) for error in failed.values()}
     assert message.endswith("objective.L or model.hidden_dim, or resources.together, which is 3 here, smaller")
