@@ -16,7 +16,7 @@ from vaecli.runs import list_runs
 from vaecli.steps import Replicates
 from vaecli.stopping import Limit
 from vaecli.together import train_together
-from vaecli.training import begin, go_on, resume, train
+from vaecli.training import Oversight, begin, go_on, resume, train
 from vaecli.work import Resources, Task, Work, complete_together, tasks
 
 SEEDS = (0, 1, 5)
@@ -38,7 +38,7 @@ def close(one, other) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"model": {"decoder": "gaussian"}, "optimizer": {"name": "adagrad"}}])
 def test_each_run_is_what_it_is_alone(seeds, tmp_path, settings):
-    trainings = dict(enumerate(begin(config, runs_dir=tmp_path / "together") for config in seeds(**settings)))
+    trainings = dict(enumerate(begin(config, tmp_path / "together", None, Oversight()) for config in seeds(**settings)))
     assert train_together(trainings) == {}
     for config, training in zip(seeds(**settings), trainings.values(), strict=True):
         alone = train(config, runs_dir=tmp_path / "alone")
@@ -49,18 +49,18 @@ def test_each_run_is_what_it_is_alone(seeds, tmp_path, settings):
 
 
 def test_runs_that_are_stopped_go_on_together_to_the_same_bits(seeds, tmp_path):
-    uncut = {i: begin(config, runs_dir=tmp_path / "uncut") for i, config in enumerate(seeds())}
+    uncut = {i: begin(config, tmp_path / "uncut", None, Oversight()) for i, config in enumerate(seeds())}
     train_together(uncut)
-    cut = {i: begin(c, runs_dir=tmp_path / "cut", limit=Limit(images=75)) for i, c in enumerate(seeds())}
+    cut = {i: begin(c, tmp_path / "cut", None, Oversight(limit=Limit(images=75))) for i, c in enumerate(seeds())}
     assert {type(error) for error in train_together(cut).values()} == {LimitReachedError}
-    rest = {i: go_on(training.run, replicates=3) for i, training in cut.items()}
+    rest = {i: go_on(training.run, None, None, Oversight(), replicates=3) for i, training in cut.items()}
     assert train_together(rest) == {}
     for i, training in uncut.items():
         assert traces(rest[i].run) == traces(training.run)
 
 
 def test_a_run_that_goes_on_alone_says_that_its_bits_may_be_others(seeds, tmp_path):
-    cut = {i: begin(c, runs_dir=tmp_path / "cut", limit=Limit(images=75)) for i, c in enumerate(seeds())}
+    cut = {i: begin(c, tmp_path / "cut", None, Oversight(limit=Limit(images=75))) for i, c in enumerate(seeds())}
     train_together(cut)
     with pytest.warns(OtherBitsWarning, match="runs trained together 3 before, 1 now"):
         rest = resume(cut[0].run)
@@ -74,8 +74,8 @@ def test_runs_at_different_steps_go_on_side_by_side(seeds, tmp_path):
     with pytest.raises(LimitReachedError):
         train(second, runs_dir=tmp_path / "together", limit=limit)
     (cut,) = list_runs(tmp_path / "together")
-    trainings = {0: begin(first, runs_dir=tmp_path / "together"), 1: go_on(cut)}
-    trainings[2] = begin(third, runs_dir=tmp_path / "together")
+    trainings = {0: begin(first, tmp_path / "together", None, Oversight()), 1: go_on(cut, None, None, Oversight())}
+    trainings[2] = begin(third, tmp_path / "together", None, Oversight())
     assert train_together(trainings) == {}
     assert [training.state.replicates for training in trainings.values()] == [3, 3, 3]  # those behind have caught up
     for config, training in zip(seeds(), trainings.values(), strict=True):
@@ -92,7 +92,7 @@ def test_a_run_that_diverges_leaves_the_others(seeds, tmp_path):
                 next(trainings[1].state.vae.parameters()).fill_(float("nan"))
 
     for i, config in enumerate(seeds()):
-        trainings[i] = begin(config, runs_dir=tmp_path / "together", **({"report": spoil} if i == 1 else {}))
+        trainings[i] = begin(config, tmp_path / "together", None, Oversight(spoil) if i == 1 else Oversight())
     failed = train_together(trainings)
     assert failed.keys() == {1}
     assert isinstance(failed[1], DivergedError)
@@ -108,7 +108,7 @@ def test_out_of_memory_is_every_runs_failure_and_names_the_remedy(seeds, tmp_pat
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(*where, fail)
-    failed = train_together({i: begin(config, runs_dir=tmp_path) for i, config in enumerate(seeds())})
+    failed = train_together({i: begin(config, tmp_path, None, Oversight()) for i, config in enumerate(seeds())})
     (message,) = {str(error) for error in failed.values()}
     assert message.endswith("objective.L or model.hidden_dim, or resources.together, which is 3 here, smaller")
     assert {run.status["state"] for run in list_runs(tmp_path)} == {"failed"}

@@ -73,9 +73,9 @@ class Optimizer(ABC):
     def stack(self, of_each: Sequence["Optimizer"]) -> None:
         """Take over what several keep of parameters of which these are stacks; theirs become views of it."""
         for name, kept in self.moments.items():
-            for i, stacked in enumerate(kept):
-                for mine, other in zip(stacked, of_each, strict=True):
-                    mine.copy_(other.moments[name][i])
+            for i in range(len(kept)):
+                kept[i] = torch.stack([other.moments[name][i] for other in of_each])
+                for mine, other in zip(kept[i], of_each, strict=True):
                     other.moments[name][i] = mine
 
 

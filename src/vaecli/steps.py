@@ -87,7 +87,6 @@ class Replicates:
             state.replicates, state.compiled = len(states), False
         config, vae = states[0].config, states[0].vae
         self._bound = _Bound(vae, objective(config.objective))
-        self._names = [f"vae.{name}" for name, _ in vae.named_parameters()]
         self._observe, self._n_samples = observe, config.objective.L
         stacks = zip(*(state.vae.parameters() for state in states), strict=True)
         self._parameters = [nn.Parameter(torch.stack(stack).detach()) for stack in stacks]
@@ -106,7 +105,7 @@ class Replicates:
             batches.append(self._observe(minibatch.pixels, state.generators["pixels"]))
             epsilons.append(noise(state.vae, batches[-1], self._n_samples, state.generators["epsilon"]))
         stacked = Batch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
-        bound, elbo = vmap(self._of_one, in_dims=(0, 0, 0, None))(
+        bound, elbo = vmap(self._bound.at, in_dims=(0, 0, 0, None))(
             self._parameters, stacked, torch.stack(epsilons), kl_weight
         )
         loss = -bound.mean(-1)
@@ -115,13 +114,6 @@ class Replicates:
         self.optimizer.step(learning_rate)
         return torch.stack((loss, elbo.log_likelihood.mean(-1), elbo.kl.mean(-1)), -1).detach()
 
-    def _of_one(
-        self, parameters: Sequence[Tensor], batch: Batch, epsilon: Tensor, kl_weight: float | Tensor
-    ) -> tuple[Tensor, Elbo]:
-        named = dict(zip(self._names, parameters, strict=True))
-        result: tuple[Tensor, Elbo] = functional_call(self._bound, named, (batch, epsilon, kl_weight))
-        return result
-
 
 class _Bound(nn.Module):
     """An objective as the forward pass of a module, which is what can be called with other parameters."""
@@ -129,9 +121,18 @@ class _Bound(nn.Module):
     def __init__(self, vae: VAE, maximise: Objective) -> None:
         super().__init__()
         self.vae, self._maximise = vae, maximise
+        self._names = [name for name, _ in self.named_parameters()]
 
     def forward(self, batch: Batch, epsilon: Tensor, kl_weight: float | Tensor) -> tuple[Tensor, Elbo]:
         return self._maximise(self.vae, batch, epsilon, kl_weight)
+
+    def at(
+        self, parameters: Sequence[Tensor], batch: Batch, epsilon: Tensor, kl_weight: float | Tensor
+    ) -> tuple[Tensor, Elbo]:
+        """The same with parameters other than the model's own."""
+        named = dict(zip(self._names, parameters, strict=True))
+        result: tuple[Tensor, Elbo] = functional_call(self, named, (batch, epsilon, kl_weight))
+        return result
 
 
 class Recorded:
@@ -163,7 +164,8 @@ class Recorded:
         schedule = list(zip(*(minibatch[1:] for minibatch in portions[0]), strict=True))
         self._schedule.copy_(torch.tensor(schedule, pin_memory=self._schedule.is_cuda), non_blocking=True)
         if self._graph is None:
-            self._record()
+            with torch.cuda.device(self._schedule.device):  # where torch puts what it is not told where to put
+                self._record()
         assert self._graph is not None
         assert self._figures is not None
         self._graph.replay()
@@ -171,10 +173,6 @@ class Recorded:
 
     def _record(self) -> None:
         """Go some rounds, take them back, and record; recording does not make the steps."""
-        with torch.cuda.device(self._schedule.device):  # where torch would put whatever it is not told where to put
-            self._record_here()
-
-    def _record_here(self) -> None:
         states, device = self._ascend.states, self._schedule.device
         before = [state.capture({}) for state in states]
         aside = torch.cuda.Stream(device)
@@ -205,7 +203,6 @@ class Compiled(Ascent):
     def __init__(self, state: TrainingState, observe: Observe) -> None:
         super().__init__(state, observe)
         self._state, self._size = state, state.batch_size
-        self._names = [f"vae.{name}" for name, _ in state.vae.named_parameters()]
         self._weights = [parameter.detach() for parameter in state.vae.parameters()]
         self._gradient: Callable[..., tuple[list[Tensor], Tensor]] | None = None
 
@@ -229,11 +226,10 @@ class Compiled(Ascent):
 
     def _compile(self) -> Callable[..., tuple[list[Tensor], Tensor]]:
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
-        bound_of, names = _Bound(self._vae, self._maximise), self._names
+        bound_at = _Bound(self._vae, self._maximise).at
 
         def loss(weights: list[Tensor], batch: Batch, epsilon: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
-            named = dict(zip(names, weights, strict=True))
-            bound, elbo = functional_call(bound_of, named, (batch, epsilon, kl_weight))
+            bound, elbo = bound_at(weights, batch, epsilon, kl_weight)
             value = -bound.mean()
             return value, torch.stack((value, elbo.log_likelihood.mean(), elbo.kl.mean())).detach()
 

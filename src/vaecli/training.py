@@ -52,6 +52,15 @@ Portions = Generator[Portion, Float[Tensor, "n 3"], None]
 
 
 @dataclass(frozen=True)
+class Oversight:
+    """Who is told how a run goes on, and who may end it; each as for `train`."""
+
+    report: Reporter = ignore
+    stop: Stop = never
+    limit: Limit | None = None
+
+
+@dataclass(frozen=True)
 class Training:
     """A run that is about to be trained. What makes its steps is chosen by whoever has it."""
 
@@ -100,20 +109,17 @@ def train(
         LimitReachedError: The limit was reached; `resume` goes on.
         VaecliError: The run directory cannot be written.
     """
-    return begin(
-        config, runs_dir=runs_dir, data_dir=data_dir, init_from=init_from, report=report, stop=stop, limit=limit
-    ).carry_out()
+    oversight = Oversight(report, stop, limit)
+    return begin(config, runs_dir, data_dir, oversight, init_from=init_from).carry_out()
 
 
 def begin(
     config: Config,
+    runs_dir: str | Path,
+    data_dir: str | Path | None,
+    oversight: Oversight,
     *,
-    runs_dir: str | Path = "runs",
-    data_dir: str | Path | None = None,
     init_from: Run | None = None,
-    report: Reporter = ignore,
-    stop: Stop = never,
-    limit: Limit | None = None,
     beside: Training | None = None,
 ) -> Training:
     """Make the run directory of a new run, and all that it needs to be trained; arguments and errors as for `train`.
@@ -129,20 +135,14 @@ def begin(
         data_sha256=fingerprint(config.data.name),
         initialised_from=None if init_from is None else str(init_from.checkpoint_path),
     )
-    return _training(run, state, dataset, {}, report, stop, limit)
+    return _training(run, state, dataset, {}, oversight)
 
 
 def _training(
-    run: Run,
-    state: TrainingState,
-    dataset: Dataset,
-    lengths: Mapping[str, int],
-    report: Reporter,
-    stop: Stop,
-    limit: Limit | None,
+    run: Run, state: TrainingState, dataset: Dataset, lengths: Mapping[str, int], oversight: Oversight
 ) -> Training:
     observe = observation(state.config.model.likelihood.support, state.config.data)
-    portions = _fit(run, state, dataset, observe, lengths, report, stop, limit or Limit())
+    portions = _fit(run, state, dataset, observe, lengths, oversight)
     return Training(run, state, dataset, observe, portions)
 
 
@@ -190,17 +190,15 @@ def resume(
         UsageError: The changes asked for would not continue the same run.
         VaecliError: The checkpoint cannot be used; otherwise as for `train`.
     """
-    return go_on(run, config, data_dir=data_dir, report=report, stop=stop, limit=limit).carry_out()
+    return go_on(run, config, data_dir, Oversight(report, stop, limit)).carry_out()
 
 
 def go_on(
     run: Run,
-    config: Config | None = None,
+    config: Config | None,
+    data_dir: str | Path | None,
+    oversight: Oversight,
     *,
-    data_dir: str | Path | None = None,
-    report: Reporter = ignore,
-    stop: Stop = never,
-    limit: Limit | None = None,
     replicates: int = 1,
     beside: Training | None = None,
 ) -> Training:
@@ -227,7 +225,7 @@ def go_on(
                 run, checkpoint, devices.conditions(state.vae.device, replicates, compiled=state.compiled)
             )
     run.write_config(config)
-    return _training(run, state, dataset, checkpoint.logs if checkpoint else {}, report, stop, limit)
+    return _training(run, state, dataset, checkpoint.logs if checkpoint else {}, oversight)
 
 
 def _warn_of_other_bits(run: Run, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
@@ -278,16 +276,14 @@ def _fit(
     dataset: Dataset,
     observe: Observe,
     lengths: Mapping[str, int],
-    report: Reporter,
-    stop: Stop,
-    limit: Limit,
+    oversight: Oversight,
 ) -> Portions:
     """Train to the end, keeping the status true whatever happens; `lengths` are those of the logs to go on from."""
-    with Recorder(run, state, lengths, report) as record:
+    with Recorder(run, state, lengths, oversight.report) as record:
         try:
             record.start(dataset.validation if len(dataset.validation) else dataset.train, observe)
             converged = yield from _maximise_bound(
-                state, dataset.validation, observe, record, _Supervisor(state, record, stop, limit)
+                state, dataset.validation, observe, record, _Supervisor(state, record, oversight)
             )
             record.finish("converged" if converged else "completed", dataset.test)
         except InterruptedRunError as error:
@@ -382,8 +378,9 @@ def drive(portions: Portions, make: Callable[[], Step]) -> None:
 class _Supervisor:
     """Called after every portion: now and then looks at the figures and reports them, and stops when asked to."""
 
-    def __init__(self, state: TrainingState, record: Recorder, stop: Stop, limit: Limit) -> None:
-        self._state, self._record, self._stop, self._limit = state, record, stop, limit
+    def __init__(self, state: TrainingState, record: Recorder, oversight: Oversight) -> None:
+        self._state, self._record = state, record
+        self._stop, self._limit = oversight.stop, oversight.limit or Limit()
         self._images_before, self._looked_at = state.progress.images, time.perf_counter()
         self.start_clock()
 

@@ -165,22 +165,20 @@ def complete_together(tasks: Sequence[Task], stop: Stop = never) -> list[Outcome
 def _trained(tasks: Sequence[Task], stop: Stop) -> tuple[dict[int, Run], dict[int, Exception]]:
     """The run of every task, by its place among them, or what went wrong with it."""
     from vaecli.together import train_together  # noqa: PLC0415 (torch)
-    from vaecli.training import Training, begin, go_on, in_words  # noqa: PLC0415
+    from vaecli.training import Oversight, Training, begin, go_on, in_words  # noqa: PLC0415
 
     runs = {i: t.known for i, t in enumerate(tasks) if t.known and t.known.status.get("state") in FINISHED}
     trainings: dict[int, Training] = {}
     failed: dict[int, Exception] = {}
     said = _Said(stop)
-    n = len(tasks) - len(runs)
+    n, oversight = len(tasks) - len(runs), Oversight(stop=said)
     for i, task in enumerate(tasks):
         work, beside = task.work, next(iter(trainings.values()), None)
         try:
             if task.known is None:
-                trainings[i] = begin(
-                    task.config, runs_dir=work.runs_dir, data_dir=work.data_dir, stop=said, beside=beside
-                )
+                trainings[i] = begin(task.config, work.runs_dir, work.data_dir, oversight, beside=beside)
             elif i not in runs:
-                trainings[i] = go_on(task.known, data_dir=work.data_dir, stop=said, replicates=n, beside=beside)
+                trainings[i] = go_on(task.known, None, work.data_dir, oversight, replicates=n, beside=beside)
         except Exception as error:  # noqa: BLE001 (whatever it is, it is this run's alone)
             failed[i] = in_words(error, n)
     if len({training.state.progress.step for training in trainings.values()}) > 1:
