@@ -130,7 +130,7 @@ def peers(device: str, rounds: int) -> dict[str, Any]:
 
 def sizes(device: str, rounds: int) -> dict[str, Any]:
     """vaecli beside its floor, over L, M and H; and every decoder beside the Bernoulli."""
-    from vaecli.likelihoods import LIKELIHOODS
+    from vaecli.config.likelihoods import LIKELIHOODS
 
     found: dict[str, Any] = {}
     variants = [
@@ -175,12 +175,12 @@ def evaluation(rounds: int) -> dict[str, Any]:
 
 def growth(rounds: int) -> dict[str, list[float]]:
     """Microseconds of training for an image, of ever more images in a file."""
-    from vaecli.checkpoints import load_checkpoint
-    from vaecli.configfile import load_config
+    from vaecli.config.loading import load_config
     from vaecli.errors import LimitReachedError
-    from vaecli.runs import list_runs
-    from vaecli.stopping import Limit
-    from vaecli.training import train
+    from vaecli.runs.checkpoint import load_checkpoint
+    from vaecli.runs.run import list_runs
+    from vaecli.training.session import train
+    from vaecli.training.stopping import Limit
 
     found: dict[str, list[float]] = {f"{n:,}": [] for n in GROWTH}
     with TemporaryDirectory() as directory:

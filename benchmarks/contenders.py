@@ -41,7 +41,7 @@ Epochs = Iterator[None]
 
 def images(n: int) -> np.ndarray:
     """The first n training images of MNIST, repeated where that is not enough: (n, 784) uint8."""
-    from vaecli.sources import load_mnist
+    from vaecli.data.sources import load_mnist
 
     pixels = load_mnist("train").pixels.reshape(-1, PIXELS)
     return np.resize(pixels, (n, PIXELS))
@@ -94,7 +94,7 @@ def floor_adam(work: Work) -> Epochs:
     """The same, and one bare fused Adam sweep over the parameters for each step."""
     import torch
 
-    from vaecli.optimizers import Adam
+    from vaecli.training.optimizers import Adam
 
     torch.set_flush_denormal(True)
     gradients, products = _matrices(work, work.device)
@@ -118,8 +118,8 @@ def vaecli(work: Work, compiled: str = "off") -> Epochs:
     """
     import threading
 
-    from vaecli.configfile import load_config
-    from vaecli.training import train
+    from vaecli.config.loading import load_config
+    from vaecli.training.session import train
 
     go, done = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -171,12 +171,12 @@ def importance(work: Work) -> Epochs:
     """What `vae evaluate --k L` does for N images: L importance weights each."""
     import torch
 
-    from vaecli.config import ModelConfig
+    from vaecli.config.schema import ModelConfig
+    from vaecli.data.observations import binarize_dynamically
     from vaecli.devices import flush_subnormals
-    from vaecli.importance import importance_weighted
-    from vaecli.observations import binarize_dynamically
+    from vaecli.model.estimators import importance_weighted
+    from vaecli.model.vae import build_vae
     from vaecli.randomness import generator
-    from vaecli.vae import build_vae
 
     flush_subnormals()
     model = ModelConfig(decoder=work.decoder, hidden_dim=(work.hidden,), latent_dim=work.latent)

@@ -18,13 +18,13 @@ from typing import Any
 import ray
 import yaml
 
-from vaecli import cluster
-from vaecli.configfile import dump_config
-from vaecli.legs import Delivery, Leg
-from vaecli.shipping import pack
-from vaecli.sweep import Sweep, Swept, load_sweep, run_sweep
-from vaecli.sweepreport import write_sweep_report
-from vaecli.work import Task, Work, complete
+from vaecli.config.loading import dump_config
+from vaecli.reports.sweepreport import write_sweep_report
+from vaecli.runs.archive import pack
+from vaecli.sweeps import ray_driver as cluster
+from vaecli.sweeps.jobs import Task, Work, complete
+from vaecli.sweeps.ray_worker import Delivery, Leg
+from vaecli.sweeps.sweep import Sweep, Swept, load_sweep, run_sweep
 
 BASE = {
     "model": {"hidden_dim": 10},
@@ -96,7 +96,7 @@ def _warm_up(at_a_time: int) -> None:
     """Have every worker started and its imports done."""
 
     def sleep() -> None:
-        import vaecli.legs  # noqa: F401
+        import vaecli.sweeps.ray_worker  # noqa: F401
 
         time.sleep(20)
 

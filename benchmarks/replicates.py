@@ -11,13 +11,13 @@ from itertools import islice
 
 import torch
 
-from vaecli.config import Config
-from vaecli.configfile import load_config
-from vaecli.datasets import Dataset
+from vaecli.config.loading import load_config
+from vaecli.config.schema import Config
+from vaecli.data.dataset import Dataset
+from vaecli.data.observations import observation
 from vaecli.devices import flush_subnormals
-from vaecli.observations import observation
-from vaecli.state import TrainingState, new_state
-from vaecli.steps import Minibatch, new_step, steps_at_a_time
+from vaecli.training.state import TrainingState, new_state
+from vaecli.training.step import Minibatch, new_step, steps_at_a_time
 
 REPLICATES, STEPS = 16, 50
 

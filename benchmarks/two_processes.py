@@ -11,12 +11,12 @@ import time
 import torch
 from torch import distributed
 
-from vaecli.configfile import parse_config
-from vaecli.datasets import Dataset
+from vaecli.config.loading import parse_config
+from vaecli.data.dataset import Dataset
+from vaecli.data.observations import observation
 from vaecli.devices import flush_subnormals
-from vaecli.objectives import noise, objective
-from vaecli.observations import observation
-from vaecli.state import TrainingState, new_state
+from vaecli.model.objectives import noise, objective
+from vaecli.training.state import TrainingState, new_state
 
 STEPS, ROUNDS = 40, 5
 

@@ -3,7 +3,7 @@
     python scripts/pack_mnist.py DIRECTORY
 
 DIRECTORY holds the four IDX files of MNIST, gzipped (`train-images-idx3-ubyte.gz` and so on). Each is checked
-against the SHA-256 that `vaecli.datasets` verifies on load, and written as `src/vaecli/data/mnist/*.xz`.
+against the SHA-256 that `vaecli.data.dataset` verifies on load, and written as `src/vaecli/data/mnist/*.xz`.
 """
 
 import gzip
@@ -12,7 +12,7 @@ import lzma
 import sys
 from pathlib import Path
 
-from vaecli.sources import MNIST_SHA256
+from vaecli.data.sources import MNIST_SHA256
 
 TARGET = Path(__file__).parents[1] / "src" / "vaecli" / "data" / "mnist"
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 4, "lp": 0, "pb": 0}]

@@ -10,12 +10,12 @@ from hypothesis import settings
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from vaecli.config import Config
-from vaecli.configfile import parse_config
-from vaecli.distributions import Conditional
-from vaecli.factorised import DiagonalNormal
-from vaecli.observations import Batch
-from vaecli.vae import VAE
+from vaecli.config.loading import parse_config
+from vaecli.config.schema import Config
+from vaecli.data.observations import Batch
+from vaecli.model.conditionals import Conditional
+from vaecli.model.distributions import DiagonalNormal
+from vaecli.model.vae import VAE
 
 settings.register_profile("test", max_examples=100, derandomize=True, deadline=None)
 settings.register_profile("fuzz", max_examples=10_000, deadline=None)

@@ -9,9 +9,9 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from vaecli.checkpoints import load_checkpoint
-from vaecli.configfile import load_config
-from vaecli.runs import Run
+from vaecli.config.loading import load_config
+from vaecli.runs.checkpoint import load_checkpoint
+from vaecli.runs.run import Run
 
 CLOCK = {"seconds", "updated"}
 

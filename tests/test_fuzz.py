@@ -15,14 +15,14 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vaecli.checkpoints import load_checkpoint
-from vaecli.config import Config
-from vaecli.configfile import all_keys, dump_config, load_config, shipped_configs
-from vaecli.datasets import Dataset
+from vaecli.config.loading import all_keys, dump_config, load_config, shipped_configs
+from vaecli.config.schema import Config
+from vaecli.data.dataset import Dataset
+from vaecli.data.sources import load_array
 from vaecli.errors import ConfigError, DataError, VaecliError
-from vaecli.sources import load_array
-from vaecli.state import new_state
-from vaecli.training import train
+from vaecli.runs.checkpoint import load_checkpoint
+from vaecli.training.session import train
+from vaecli.training.state import new_state
 
 SECONDS, BYTES = 5, 2**30
 fuzzed = settings(suppress_health_check=list(HealthCheck))

@@ -12,14 +12,16 @@ import torch
 
 from faults import FAULTS, FaultyDisk, Killed
 from identical import check_whole, traces
-from vaecli import recording, runs, training
-from vaecli.checkpoints import load_checkpoint
-from vaecli.configfile import dump_config
+from vaecli.config.likelihoods import LIKELIHOODS, Support
+from vaecli.config.loading import dump_config
 from vaecli.errors import LimitReachedError, VaecliError
-from vaecli.likelihoods import LIKELIHOODS, Support
-from vaecli.runs import Run, list_runs
-from vaecli.stopping import Limit
-from vaecli.training import resume, train
+from vaecli.runs import run as runs
+from vaecli.runs.checkpoint import load_checkpoint
+from vaecli.runs.run import Run, list_runs
+from vaecli.training import recorder as recording
+from vaecli.training import session as training
+from vaecli.training.session import resume, train
+from vaecli.training.stopping import Limit
 
 
 @pytest.fixture
@@ -133,8 +135,9 @@ import sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from vaecli import load_config, recording, resume, train
-from vaecli.runs import list_runs
+from vaecli import load_config, resume, train
+from vaecli.training import recorder as recording
+from vaecli.runs.run import list_runs
 recording.SECONDS_PER_CHECKPOINT = 0.02
 found = list_runs(Path(sys.argv[2]))
 say = lambda report: print("on", flush=True)

@@ -16,35 +16,35 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vaecli.comparison import compare
-    from vaecli.config import Config
-    from vaecli.configfile import load_config
+    from vaecli.config.loading import load_config
+    from vaecli.config.schema import Config
     from vaecli.errors import VaecliError
-    from vaecli.evaluation import evaluate
-    from vaecli.generation import encode, interpolate, manifold, reconstruct, sample
-    from vaecli.report import write_report
-    from vaecli.runs import Run, load_run
-    from vaecli.sweep import load_sweep, run_sweep
-    from vaecli.training import resume, train
+    from vaecli.evaluation.evaluate import evaluate
+    from vaecli.evaluation.generation import encode, interpolate, manifold, reconstruct, sample
+    from vaecli.reports.report import write_report
+    from vaecli.runs.run import Run, load_run
+    from vaecli.sweeps.comparison import compare
+    from vaecli.sweeps.sweep import load_sweep, run_sweep
+    from vaecli.training.session import resume, train
 
 _HOMES = {
-    "Config": "config",
-    "Run": "runs",
+    "Config": "config.schema",
+    "Run": "runs.run",
     "VaecliError": "errors",
-    "compare": "comparison",
-    "encode": "generation",
-    "evaluate": "evaluation",
-    "interpolate": "generation",
-    "load_config": "configfile",
-    "load_run": "runs",
-    "load_sweep": "sweep",
-    "manifold": "generation",
-    "reconstruct": "generation",
-    "resume": "training",
-    "run_sweep": "sweep",
-    "sample": "generation",
-    "train": "training",
-    "write_report": "report",
+    "compare": "sweeps.comparison",
+    "encode": "evaluation.generation",
+    "evaluate": "evaluation.evaluate",
+    "interpolate": "evaluation.generation",
+    "load_config": "config.loading",
+    "load_run": "runs.run",
+    "load_sweep": "sweeps.sweep",
+    "manifold": "evaluation.generation",
+    "reconstruct": "evaluation.generation",
+    "resume": "training.session",
+    "run_sweep": "sweeps.sweep",
+    "sample": "evaluation.generation",
+    "train": "training.session",
+    "write_report": "reports.report",
 }
 __all__ = [
     "Config", "Run", "VaecliError", "compare", "encode", "evaluate", "interpolate", "load_config", "load_run",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from vaecli.config import DEVICE
+from vaecli.config.schema import DEVICE
 from vaecli.errors import UsageError
 
 TOGETHER, STEPS = "runs trained together", "steps"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vaecli.config import Config
+    from vaecli.config.schema import Config
 
 
 def caveats(configs: Sequence[Config], overrides: Sequence[str]) -> list[str]:
@@ -26,7 +26,7 @@ def caveats(configs: Sequence[Config], overrides: Sequence[str]) -> list[str]:
 
 def _unused(configs: Sequence[Config], overrides: Sequence[str]) -> dict[str, list[str]]:
     """Settings that were written and do nothing, by the reason."""
-    from vaecli.config import Config
+    from vaecli.config.schema import Config
 
     default = Config().model_dump()
     named = {text.partition("=")[0] for text in overrides}

@@ -40,13 +40,13 @@ def compare_decoders(
     as_json: Json = False,
 ) -> None:
     """Train every decoder with several seeds and compare them in a report; what is complete is not done again."""
-    from vaecli.configfile import load_config
+    from vaecli.config.loading import load_config
 
     base = load_config(config, settings or [])
     names = _names(decoders)
     directory = out or runs_dir / "comparisons" / (base.name or "default")
     from vaecli.cli.progress import board
-    from vaecli.comparison import compare, member
+    from vaecli.sweeps.comparison import compare, member
 
     silent = quiet or as_json
     for caveat in [] if silent else caveats([member(base, name, base.seed) for name in names], settings or []):
@@ -58,7 +58,7 @@ def compare_decoders(
             base, names, seeds, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, k=k,
             watch=watch, stop=stop,
         )  # fmt: skip
-    from vaecli.report import write_report
+    from vaecli.reports.report import write_report
 
     results = write_report(compared, directory)
     result(results if as_json else str(directory / "report.html"))
@@ -68,8 +68,8 @@ def compare_decoders(
 
 
 def _names(decoders: str | None) -> list[str]:
-    from vaecli.comparison import TUTORIAL
-    from vaecli.likelihoods import LIKELIHOODS
+    from vaecli.config.likelihoods import LIKELIHOODS
+    from vaecli.sweeps.comparison import TUTORIAL
 
     if decoders is None:
         return list(TUTORIAL)

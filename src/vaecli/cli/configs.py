@@ -21,7 +21,7 @@ Name = Annotated[str, typer.Argument(help="A shipped config's name, or a path.")
 @configs.command("ls", epilog=examples("vae configs ls"))
 def ls() -> None:
     """List the shipped configs, each with what it is."""
-    from vaecli.configfile import shipped_configs
+    from vaecli.config.loading import shipped_configs
 
     found = shipped_configs()
     width = max(map(len, found), default=0)
@@ -34,7 +34,7 @@ def ls() -> None:
 @configs.command("cat", epilog=examples("vae configs cat bernoulli", "vae configs cat tutorial > mine.yaml"))
 def cat(name: Name) -> None:
     """Print a config as it ships, comments and all."""
-    from vaecli.configfile import find_config
+    from vaecli.config.loading import find_config
 
     path = find_config(name)
     try:
@@ -46,7 +46,7 @@ def cat(name: Name) -> None:
 @configs.command("cp", epilog=examples("vae configs cp bernoulli mine.yaml", "vae configs cp gaussian ."))
 def cp(name: Name, target: Annotated[Path, typer.Argument(help="A file or a directory.")] = Path()) -> None:
     """Copy a shipped config to a file of your own; nothing is overwritten."""
-    from vaecli.configfile import find_config
+    from vaecli.config.loading import find_config
 
     source = find_config(name)
     path = target / source.name if target.is_dir() else target

@@ -8,7 +8,7 @@ from vaecli.cli.app import RUNS, Ckpt, DataDir, Json, Quiet, RunsDir, app, examp
 from vaecli.cli.generate import SplitName
 
 if TYPE_CHECKING:
-    from vaecli.evaluation import Evaluation
+    from vaecli.evaluation.evaluate import Evaluation
 
 
 @app.command(
@@ -34,13 +34,13 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a run: bounds, evidence, diagnostics, and figures that mean the same for every decoder."""
-    from vaecli.runs import find_run
+    from vaecli.runs.run import find_run
 
     run = find_run(ckpt, runs_dir)
     from dataclasses import asdict
 
     from vaecli.cli.progress import stages
-    from vaecli.evaluation import evaluate as evaluate_run
+    from vaecli.evaluation.evaluate import evaluate as evaluate_run
 
     if run.file is None and run.is_training and not quiet:
         note(f"{run.name} is still training: its newest checkpoint is evaluated")

@@ -9,7 +9,7 @@ from vaecli.cli.app import RUNS, Ckpt, DataDir, RunsDir, app, examples, result
 from vaecli.errors import UsageError, VaecliError
 
 if TYPE_CHECKING:
-    from vaecli.runs import Run
+    from vaecli.runs.run import Run
 
 SplitName = Annotated[Literal["train", "validation", "test"], typer.Option("--split", help="Which images.")]
 
@@ -35,8 +35,8 @@ def sample(
     _check_suffix(out, ".png", ".npy")
     run = _find(ckpt, runs_dir)
     path = out or _default(run, f"sample-{'draws-' if draw else ''}seed{seed}.png")
-    from vaecli.generation import sample as sample_run
-    from vaecli.pictures import grid
+    from vaecli.data.image_grid import grid
+    from vaecli.evaluation.generation import sample as sample_run
 
     images = sample_run(run, n, seed=seed, draw=draw)
     _save(path, images if path.suffix == ".npy" else grid(images))
@@ -56,8 +56,8 @@ def reconstruct(
     """Show images above their reconstructions, the mean of p(x|z) at the posterior mean. Prints the file's path."""
     _check_suffix(out, ".png")
     run = _find(ckpt, runs_dir)
-    from vaecli.generation import reconstruct as reconstruct_split
-    from vaecli.pictures import paired_grid
+    from vaecli.data.image_grid import paired_grid
+    from vaecli.evaluation.generation import reconstruct as reconstruct_split
 
     pair = reconstruct_split(run, n, split=split, data_dir=data_dir)
     columns = min(10, len(pair.originals))
@@ -77,7 +77,7 @@ def encode(
     """Write the posterior q(z|x) of every image of a split, with its labels. Prints the file's path."""
     _check_suffix(out, ".npz")
     run = _find(ckpt, runs_dir)
-    from vaecli.generation import encode as encode_split
+    from vaecli.evaluation.generation import encode as encode_split
 
     encoding = encode_split(run, split=split, data_dir=data_dir)._asdict()
     _save(out or _default(run, f"encode-{split}.npz"), {key: v for key, v in encoding.items() if v is not None})
@@ -93,8 +93,8 @@ def manifold(
     """Show a 2-dimensional latent space, cells of equal prior mass (paper, figure 4). Prints the file's path."""
     _check_suffix(out, ".png")
     run = _find(ckpt, runs_dir)
-    from vaecli.generation import manifold as manifold_of
-    from vaecli.pictures import grid
+    from vaecli.data.image_grid import grid
+    from vaecli.evaluation.generation import manifold as manifold_of
 
     _save(out or _default(run, "manifold.png"), grid(manifold_of(run, n), n))
 
@@ -118,15 +118,15 @@ def interpolate(
     """Show the way between two images, along a line through the latent space. Prints the file's path."""
     _check_suffix(out, ".png")
     run = _find(ckpt, runs_dir)
-    from vaecli.generation import interpolate as interpolate_between
-    from vaecli.pictures import grid
+    from vaecli.data.image_grid import grid
+    from vaecli.evaluation.generation import interpolate as interpolate_between
 
     images = interpolate_between(run, first, second, n, split=split, data_dir=data_dir)
     _save(out or _default(run, f"interpolate-{split}-{first}-{second}.png"), grid(images, n))
 
 
 def _find(ckpt: str, runs_dir: Path) -> "Run":
-    from vaecli.runs import find_run
+    from vaecli.runs.run import find_run
 
     return find_run(ckpt, runs_dir)
 
@@ -147,8 +147,8 @@ def _default(run: "Run", name: str) -> Path:
 def _save(path: Path, content: Any) -> None:
     import numpy as np
 
+    from vaecli.data.image_grid import save_png
     from vaecli.files import write_atomically
-    from vaecli.pictures import save_png
 
     try:
         if path.suffix == ".png":

@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vaecli.settings import label
+from vaecli.config.settings import label
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
     from rich.table import Table
 
-    from vaecli.news import News, Watch
-    from vaecli.recording import Report
-    from vaecli.runs import Run
-    from vaecli.work import Outcome
+    from vaecli.runs.run import Run
+    from vaecli.sweeps.jobs import Outcome
+    from vaecli.sweeps.news import News, Watch
+    from vaecli.training.recorder import Report
 
 SECONDS_PER_LINE = 5.0
 ROWS_OF_RUNS = 12

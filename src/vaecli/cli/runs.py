@@ -33,8 +33,8 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List runs with their best validation ELBO in nats."""
-    from vaecli.runs import list_runs
-    from vaecli.settings import matches
+    from vaecli.config.settings import matches
+    from vaecli.runs.run import list_runs
 
     found = [(run, run.status) for run in list_runs(runs_dir)]
     if where:
@@ -82,8 +82,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show one run: how it ended, its figures, and its config."""
-    from vaecli.configfile import dump_config
-    from vaecli.runs import find_run
+    from vaecli.config.loading import dump_config
+    from vaecli.runs.run import find_run
 
     run = find_run(reference, runs_dir)
     status = run.status
@@ -115,9 +115,9 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Show the settings in which two runs differ, and what came of each."""
-    from vaecli.configfile import all_keys
-    from vaecli.runs import find_run
-    from vaecli.settings import setting
+    from vaecli.config.loading import all_keys
+    from vaecli.config.settings import setting
+    from vaecli.runs.run import find_run
 
     pair = [find_run(reference, runs_dir) for reference in (first, second)]
     values = {key: [setting(run.config, key) for run in pair] for key in all_keys()}

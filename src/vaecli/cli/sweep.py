@@ -12,7 +12,7 @@ from vaecli.cli.compare import SOME_FAILED
 from vaecli.cli.train import StopOnSignal
 from vaecli.errors import UsageError
 
-Engine = Literal["local", "ray"]  # vaecli.engine's, which would import pydantic for a page of help
+Engine = Literal["local", "ray"]  # vaecli.sweeps.execution's, which would import pydantic for a page of help
 
 
 @app.command(
@@ -45,7 +45,7 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Train and evaluate every point of a sweep; what is complete is not done again, what was cut is resumed."""
-    from vaecli.sweep import load_sweep, run_sweep
+    from vaecli.sweeps.sweep import load_sweep, run_sweep
 
     if address is not None and engine != "ray":
         raise UsageError("--address names a Ray cluster; it goes with --engine ray")
@@ -53,7 +53,7 @@ def sweep(
         raise UsageError(f"{spec}: no such sweep; it is a YAML file with a grid of settings")
     planned = load_sweep(spec)
     if dry_run:
-        from vaecli.settings import label, setting
+        from vaecli.config.settings import label, setting
 
         listed = [{key: setting(config, key) for key in planned.keys} for config in planned.configs]
         result({"runs": listed} if as_json else "\n".join(label(config, planned.keys) for config in planned.configs))
@@ -71,7 +71,7 @@ def sweep(
             planned, directory, runs_dir=runs_dir, data_dir=data_dir, engine=engine, address=address, jobs=jobs,
             watch=watch, stop=stop,
         )  # fmt: skip
-    from vaecli.sweepreport import write_sweep_report
+    from vaecli.reports.sweepreport import write_sweep_report
 
     results = write_sweep_report(swept, directory)
     result(results if as_json else str(directory / "report.html"))

@@ -14,9 +14,9 @@ from vaecli.cli.caveats import caveats
 from vaecli.errors import InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
-    from vaecli.config import Config
-    from vaecli.runs import Run
-    from vaecli.stopping import Limit
+    from vaecli.config.schema import Config
+    from vaecli.runs.run import Run
+    from vaecli.training.stopping import Limit
 
 
 @app.command(
@@ -53,9 +53,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train a VAE; the last line printed is its run directory."""
-    from vaecli.configfile import load_config, override
-    from vaecli.runs import find_run
-    from vaecli.stopping import Limit, duration
+    from vaecli.config.loading import load_config, override
+    from vaecli.runs.run import find_run
+    from vaecli.training.stopping import Limit, duration
 
     limit = Limit(None if max_time is None else duration(max_time), max_images)
     overrides = list(settings or [])
@@ -89,8 +89,8 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from vaecli import training
     from vaecli.cli.progress import display
+    from vaecli.training import session as training
 
     with StopOnSignal() as stop, display(quiet=quiet) as watcher:
         try:

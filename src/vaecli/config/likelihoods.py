@@ -1,0 +1,40 @@
+"""The one table of decoders: what each is called and what its likelihood is a statement about.
+
+It needs no torch, so that a config can be checked against it at once. A new decoder is one final class in
+`vaecli.model.conditionals` and one entry here.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Support(StrEnum):
+    """What x is in p(x|z), for pixels k in 0..255. Numbers of different supports are never ranked together."""
+
+    BINARY = "binary"
+    """A mass on b in {0, 1}."""
+    UNIT_INTERVAL = "unit interval"
+    """A density on y = (k + u)/256 with u ~ U[0, 1)."""
+    LEVELS = "levels"
+    """A mass on k itself, written as x = k/255."""
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """A decoder's entry: its class in `vaecli.model.conditionals`, and which `ModelConfig` settings it takes."""
+
+    class_name: str
+    support: Support
+    settings: tuple[str, ...] = ()
+    learns_scale: bool = False
+    """Whether a scale is learned, and so the density has no upper bound on pixels without noise."""
+
+
+LIKELIHOODS: dict[str, Likelihood] = {
+    "bernoulli": Likelihood("Bernoulli", Support.BINARY),
+    "gaussian": Likelihood("Gaussian", Support.UNIT_INTERVAL, ("mean", "min_log_sigma"), learns_scale=True),
+    "i-gaussian": Likelihood("IdentityGaussian", Support.UNIT_INTERVAL, ("mean",)),
+    "sigma-gaussian": Likelihood("SigmaGaussian", Support.UNIT_INTERVAL, ("mean", "min_log_sigma"), learns_scale=True),
+    "continuous-bernoulli": Likelihood("ContinuousBernoulli", Support.UNIT_INTERVAL),
+    "discretized-logistic": Likelihood("DiscretizedLogistic", Support.LEVELS, ("min_log_sigma",)),
+}

@@ -1,0 +1,213 @@
+"""The config of a run: frozen models of the YAML. Every field has a default, so a config names only what it means."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+
+from vaecli.config.likelihoods import LIKELIHOODS, Likelihood, Support
+
+EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {f"emnist-{s}": "EMNIST" for s in EMNIST_SPLITS}
+"""torchvision's data sets, by our names."""
+DATA_SETS = ("mnist", *TORCHVISION)
+
+
+DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?|mps)$"
+
+
+class Section(BaseModel):
+    """A part of the config: immutable, of exact types, without unknown keys."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
+
+
+def _layers(value: object) -> object:
+    """One layer may be written as a number, several as a list."""
+    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int) else value
+
+
+def _known_decoder(name: str) -> str:
+    if name not in LIKELIHOODS:
+        raise ValueError(f"Input should be one of {', '.join(map(repr, LIKELIHOODS))}")
+    return name
+
+
+def is_array(name: str) -> bool:
+    """Whether the name of a data set is the path of an array."""
+    return Path(name).suffix in {".npy", ".npz"}
+
+
+def _known_data(name: str) -> str:
+    """A data set's name, or an array's absolute path: a run must find its images again from any directory."""
+    if is_array(name):
+        return str(Path(name).absolute())
+    if name not in DATA_SETS:
+        raise ValueError(
+            f"Input should be the path of a .npy or .npz file, or one of {', '.join(map(repr, DATA_SETS))}"
+        )
+    return name
+
+
+Size = Annotated[int, Field(ge=1, le=65536)]
+
+
+class DataConfig(Section):
+    """Which images, and how their pixels k in 0..255 become x."""
+
+    name: Annotated[str, AfterValidator(_known_data)] = "mnist"
+    """A shipped or torchvision data set, or the path of a .npy or .npz array."""
+    binarize: Literal["dynamic", "threshold", "static", "none"] = "dynamic"
+    """Binary likelihoods only: b ~ Bern(k/255) drawn anew each time, b = [k > 127], b drawn once, or k/255 itself."""
+    dequantize: bool = True
+    """Density likelihoods only: y = (k + u)/256 with u ~ U[0, 1) drawn anew each time, or k/255."""
+    validation: int | None = Field(None, ge=0)
+    """How many of the last images of the training split are held out; null: 10000 of MNIST's, a sixth of any other."""
+    test: int | None = Field(None, ge=0)
+    """Own arrays only: how many of the last images are for testing; null: a tenth."""
+
+
+class ModelConfig(Section):
+    """The networks of q(z|x) and p(x|z)."""
+
+    decoder: Annotated[str, AfterValidator(_known_decoder)] = "bernoulli"
+    latent_dim: Size = 20
+    hidden_dim: Annotated[tuple[Size, ...], BeforeValidator(_layers), Field(min_length=1, max_length=100)] = (500,)
+    """Units of each hidden layer of the encoder; the decoder mirrors it."""
+    activation: Literal["relu", "tanh"] = "relu"
+    mean: Literal["sigmoid", "linear"] = "sigmoid"
+    """Gaussian means: in the unit interval (the paper, appendix C.2), or anywhere (the tutorial)."""
+    min_log_sigma: float | None = -7.0
+    """The floor of a learned scale, as log sigma; null: none."""
+    init: Literal["mean_image", "torch", "normal"] = "mean_image"
+    """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
+    mean training image; normal: N(0, 0.01²) for every parameter (the paper)."""
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The decoder's entry in `LIKELIHOODS`."""
+        return LIKELIHOODS[self.decoder]
+
+
+class ObjectiveConfig(Section):
+    """The lower bound that is maximised."""
+
+    name: Literal["elbo", "iwae"] = "elbo"
+    estimator: Literal["A", "B"] = "B"
+    """SGVB estimator of the elbo: A samples the KL term, B has it in closed form."""
+    L: int = Field(1, ge=1, le=100_000)
+    """Reparametrisation samples per image."""
+    kl_weight: float = Field(1.0, ge=0, le=1e6)
+    """What is optimised; what is reported as elbo always has weight 1."""
+    kl_warmup: int = Field(0, ge=0)
+    """Epochs over which the weight rises from 0 to kl_weight."""
+
+
+class OptimizerConfig(Section):
+    """How the parameters follow the gradient of the bound."""
+
+    name: Literal["adam", "adagrad"] = "adam"
+    learning_rate: float = Field(0.002, gt=0)
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    weight_decay: float = Field(0.0, ge=0)
+    """Coefficient c of the penalty c/2 |θ|² on the mean loss; 1/N is MAP under a prior N(0, I) (the paper)."""
+
+
+class TrainingConfig(Section):
+    """How long, and in what portions."""
+
+    batch_size: int = Field(100, ge=1, le=1_000_000)
+    epochs: int = Field(40, ge=1, le=10_000_000)
+    """At most so many."""
+    patience: int | None = Field(None, ge=1)
+    """Stop as converged after so many epochs without a better validation ELBO; null: never."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """On the CPU: compile the gradient of the bound, which takes some ten seconds and a C++ compiler. auto: where at
+    least 50,000 steps are to be made, and there is a compiler."""
+    cuda_graph: bool = False
+    """On CUDA: record some steps once and replay them, in one launch each time."""
+    tf32: bool = False
+    """On CUDA: matrix products with factors rounded to TF32."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _on_and_off(cls, value: object) -> object:
+        """YAML reads them as true and false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
+class Config(Section):
+    """Everything that decides what a run computes."""
+
+    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.+-]{0,99}$")
+    """The folder under the runs directory; null: the config file's name."""
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    training: TrainingConfig = TrainingConfig()
+    seed: int = Field(0, ge=0, le=2**63 - 1)
+    device: str = Field("auto", pattern=DEVICE)
+
+    @field_validator("data", "model", "objective", "optimizer", "training", mode="before")
+    @classmethod
+    def _empty_section(cls, value: object) -> object:
+        """`model:` with nothing below it means all its defaults."""
+        return {} if value is None else value
+
+    @model_validator(mode="after")
+    def _patience_needs_validation(self) -> "Config":
+        if self.training.patience is not None and self.data.validation == 0:
+            raise ValueError("training.patience needs validation images, and data.validation is 0")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """What makes two runs the same run: all of the config but its name and the device."""
+        return json.dumps(self.model_dump(mode="json", exclude={"name", "device"}), sort_keys=True)
+
+    @property
+    def is_relaxed(self) -> bool:
+        """Whether a binary likelihood is given grey pixels: its bound is then not a likelihood."""
+        return self.model.likelihood.support is Support.BINARY and self.data.binarize == "none"
+
+    @property
+    def is_ill_posed(self) -> bool:
+        """Whether a learned scale meets pixels without noise: its density then has no upper bound but the floor's."""
+        return self.model.likelihood.learns_scale and not self.data.dequantize
+
+    @property
+    def is_likelihood(self) -> bool:
+        """Whether the bound is one on a likelihood of pixels: made binary, dequantised, or as levels."""
+        support = self.model.likelihood.support
+        return not self.is_relaxed and (support is not Support.UNIT_INTERVAL or self.data.dequantize)
+
+    @property
+    def caveat(self) -> str | None:
+        """What must be said wherever the bound is shown, if anything."""
+        if self.is_relaxed:
+            return "relaxed, not a likelihood"
+        if self.is_ill_posed:
+            return "ill-posed: density of discrete pixels"
+        return None if self.is_likelihood else "density of discrete pixels, not comparable"
+
+    @property
+    def unused_settings(self) -> dict[str, str]:
+        """Keys without effect under this config, each with the reason."""
+        support, decoder = self.model.likelihood.support, self.model.decoder
+        unused = {}
+        if support is not Support.BINARY:
+            unused["data.binarize"] = f"{decoder} is no binary likelihood"
+        if support is not Support.UNIT_INTERVAL:
+            unused["data.dequantize"] = f"{decoder} is no density"
+        for key in ("mean", "min_log_sigma"):
+            if key not in self.model.likelihood.settings:
+                unused[f"model.{key}"] = f"{decoder} has none"
+        if self.objective.name == "iwae":
+            unused["objective.estimator"] = "iwae has but one"
+        if self.device not in {"auto", "cpu"} and self.training.compile != "off":
+            unused["training.compile"] = f"device is {self.device}"
+        if self.device in {"cpu", "mps"}:
+            unused |= dict.fromkeys(("training.cuda_graph", "training.tf32"), f"device is {self.device}")
+        return unused

@@ -1,0 +1,1 @@
+"""From files to minibatches: where images come from, their splits, and how their pixels become x."""

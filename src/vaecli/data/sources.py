@@ -1,0 +1,191 @@
+"""Where images come from: the embedded MNIST, torchvision's data sets, and arrays of one's own."""
+
+import hashlib
+import importlib
+import lzma
+import math
+import os
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vaecli.config.schema import TORCHVISION, is_array
+from vaecli.errors import DataError
+
+Part = Literal["train", "test"]
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+MAX_RATIO = 1100
+"""What deflate packs cannot become larger than this many times."""
+_MNIST = Path(__file__).parent / "mnist"
+MNIST_SHA256 = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images as they were found: `pixels` (N, H, W), and `labels` (N,) where there are any."""
+
+    pixels: Pixels
+    labels: Labels | None = None
+
+
+def load_mnist(part: Part) -> Source:
+    """The embedded MNIST, checked against the SHA-256 of its files. Raises DataError."""
+    prefix = "train" if part == "train" else "t10k"
+    return Source(_idx(f"{prefix}-images-idx3-ubyte"), _idx(f"{prefix}-labels-idx1-ubyte").astype(np.int64))
+
+
+def _idx(name: str) -> Pixels:
+    path = _MNIST / f"{name}.xz"
+    try:
+        content = lzma.decompress(path.read_bytes())
+    except (OSError, lzma.LZMAError, EOFError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); install vaecli again") from error
+    if hashlib.sha256(content).hexdigest() != MNIST_SHA256[name]:
+        raise DataError(f"{path}: is not the file that was shipped (SHA-256 differs); install vaecli again")
+    n_axes = content[3]
+    shape = np.frombuffer(content, ">u4", count=n_axes, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes).reshape(tuple(map(int, shape)))
+
+
+def default_data_dir() -> Path:
+    """`VAECLI_DATA_DIR`, or the user's cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(os.environ.get("VAECLI_DATA_DIR") or cache / "vaecli" / "data")
+
+
+def load_torchvision(name: str, part: Part, directory: Path) -> Source:
+    """A torchvision data set, from `directory` if it is there, else downloaded and checked. Raises DataError."""
+    try:
+        datasets = importlib.import_module("torchvision.datasets")
+    except (ImportError, RuntimeError, OSError) as error:
+        raise DataError(
+            f"{name}: needs torchvision, which cannot be imported here ({_first_line(error)}); "
+            f"install the release that matches torch: pip install '{_matching_torchvision()}'"
+        ) from error
+    arguments: dict[str, Any] = {"root": directory, "train": part == "train"}
+    if name.startswith("emnist-"):
+        arguments["split"] = name.removeprefix("emnist-")
+    cls = getattr(datasets, TORCHVISION[name])
+    try:
+        found = _construct(cls, arguments, directory)
+        pixels, labels = found.data.numpy(), found.targets.numpy()
+    except Exception as error:  # torchvision lets through whatever sockets, archives and parsers raise
+        raise DataError(
+            f"{name}: not to be had from {directory} or the network ({_first_line(error)}); "
+            "put torchvision's files there (--data-dir or VAECLI_DATA_DIR)"
+        ) from error
+    if name.startswith("emnist-"):
+        pixels = pixels.transpose(0, 2, 1)  # EMNIST's images are stored transposed
+    return Source(_checked(pixels, name), labels.astype(np.int64))
+
+
+def _construct(cls: Any, arguments: dict[str, Any], directory: Path) -> Any:
+    try:
+        return cls(**arguments, download=False)
+    except RuntimeError:  # torchvision's word for "not there"
+        directory.mkdir(parents=True, exist_ok=True)
+        return cls(**arguments, download=True)
+
+
+def _matching_torchvision() -> str:
+    """Torch 2.N and torchvision 0.(N + 15) belong together."""
+    try:
+        return f"torchvision==0.{int(version('torch').split('.')[1]) + 15}.*"
+    except (PackageNotFoundError, ValueError, IndexError):
+        return "torchvision"
+
+
+_stand_ins: dict[str, Path] = {}
+
+
+def stand_in(name: str, path: Path) -> None:
+    """In this process, read the array `name` from another path: a copy of it on a machine that has it nowhere else."""
+    _stand_ins[name] = path
+
+
+def load_array(name: str) -> Source:
+    """A .npy or .npz file of uint8 images (N, H, W); of an .npz, `images` and, if there, `labels`. Raises DataError."""
+    path = _stand_ins.get(name, Path(name))
+    try:
+        return _read_npy(path) if path.suffix == ".npy" else _read_npz(path)
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{name}: no such file") from error
+    except Exception as error:  # numpy and zipfile have no common word for a damaged file
+        raise DataError(f"{name}: not a readable {path.suffix} file ({_first_line(error)})") from error
+
+
+def _read_npy(path: Path) -> Source:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise DataError(f"{path}: is an archive of arrays; name it .npz")
+    return Source(_checked(array, str(path)))
+
+
+def _read_npz(path: Path) -> Source:
+    with path.open("rb") as file:
+        archive = np.load(file, allow_pickle=False)
+        if isinstance(archive, np.ndarray):
+            raise DataError(f"{path}: is a single array; name it .npy")
+        key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
+        if key is None:
+            raise DataError(f"{path}: holds {', '.join(archive.files) or 'nothing'}; name the array `images`")
+        pixels = _checked(_member(archive, key), str(path))
+        labels = _member(archive, "labels") if "labels" in archive.files else None
+    if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
+        raise DataError(f"{path}: `labels` must be {len(pixels)} integers, not {labels.dtype} of shape {labels.shape}")
+    return Source(pixels, None if labels is None else labels.astype(np.int64))
+
+
+def _member(archive: Any, key: str) -> NDArray[Any]:
+    """An array of an .npz, once its header agrees with the bytes that are there: the header says how much to allocate.
+
+    Raises:
+        ValueError: It does not.
+    """
+    entry = archive.zip.getinfo(key if key in archive.zip.namelist() else f"{key}.npy")
+    with archive.zip.open(entry) as member:
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        shape, _, dtype = headers[np.lib.format.read_magic(member)](member)
+        length = member.tell() + math.prod(shape) * dtype.itemsize
+    if length != entry.file_size or length > MAX_RATIO * entry.compress_size:
+        raise ValueError(f"{key} is not as large as its header says")
+    array: NDArray[Any] = archive[key]
+    return array
+
+
+def fingerprint(name: str) -> str | None:
+    """The SHA-256 of an array's file, None for data sets that have checksums of their own. Raises DataError."""
+    if not is_array(name):
+        return None
+    try:
+        with _stand_ins.get(name, Path(name)).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"{name}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
+        ) from error
+
+
+def _checked(pixels: Any, name: str) -> Pixels:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
+        raise DataError(
+            f"{name}: holds {pixels.dtype} of shape {tuple(pixels.shape)}; images are uint8 of shape (N, H, W)"
+        )
+    return np.ascontiguousarray(pixels)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

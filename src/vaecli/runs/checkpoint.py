@@ -1,0 +1,254 @@
+"""Checkpoints: plain dictionaries of tensors, numbers and strings, enough to sample from or to go on from."""
+
+import io
+import math
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaecli.config.loading import parse_config
+from vaecli.config.schema import Config
+from vaecli.errors import ConfigError, VaecliError
+from vaecli.files import write_atomically
+from vaecli.model.vae import VAE, build_vae, outline
+from vaecli.randomness import generator
+
+FORMAT = "vaecli checkpoint"
+VERSION = 2
+MAX_SIDE = 65536
+"""Pixels along a side of an image."""
+MAX_PICKLE = 10_000_000
+"""Bytes of a checkpoint that are not tensors; a large config has some thousands."""
+_NAMES = {
+    "collections OrderedDict",
+    "torch._utils _rebuild_tensor_v2",
+    "torch FloatStorage",
+    "torch LongStorage",
+    "torch ByteStorage",
+}
+_IMPORTING = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "BUILD"}
+"""What a pickle may name, and the opcodes that no checkpoint has."""
+
+
+@dataclass
+class Progress:
+    """How far training has come."""
+
+    epoch: int = 0
+    """Epochs completed."""
+    position: int = 0
+    """Steps completed of the current epoch."""
+    step: int = 0
+    """Steps completed in all."""
+    images: int = 0
+    """Images seen in all."""
+    learning_rate: float = 0.0
+    """The step size of the last step."""
+    seconds: float = 0.0
+    """Time spent on training steps."""
+    best_elbo: float = -math.inf
+    """The best validation ELBO so far, in nats."""
+    best_epoch: int = 0
+
+
+@dataclass
+class Checkpoint:
+    """The whole state of a run at one instant."""
+
+    config: Config
+    image_shape: tuple[int, int]
+    """Height and width."""
+    model: dict[str, Tensor]
+    optimizer: dict[int, dict[str, Tensor]]
+    """What the optimiser keeps of each parameter, by its number; its settings are the config's."""
+    progress: Progress
+    generators: dict[str, Tensor]
+    """The state of each random-number stream of training."""
+    permutation: Tensor | None
+    """The order of the images in the current epoch; None between epochs."""
+    trace: Tensor
+    """Loss, log-likelihood and KL of each step of the current epoch (steps, 3)."""
+    threads: int
+    """Threads on the CPU, which fix the order of float32 sums."""
+    conditions: dict[str, str]
+    """What else decides the bits: the device and torch's version."""
+    data_sha256: str
+    """Of the training pixels."""
+    logs: dict[str, int]
+    """Bytes of each append-only log."""
+
+    def build_vae(self) -> VAE:
+        """The model with these weights, on the CPU."""
+        height, width = self.image_shape
+        vae = build_vae(self.config.model, height * width, generator(self.config.seed, "init"))
+        vae.load_state_dict(self.model)
+        return vae.eval()
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically."""
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        **vars(checkpoint),
+        "config": checkpoint.config.model_dump(mode="json"),
+        "progress": asdict(checkpoint.progress),
+    }
+    buffer = io.BytesIO()  # torch.save turns the errors of a full disk into its own
+    torch.save(content, buffer)
+    write_atomically(path, lambda file: file.write(buffer.getbuffer()))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and check a checkpoint; nothing in it is executed, and no more memory taken than the file is long.
+
+    Raises:
+        VaecliError: It is none, is damaged, or holds anything that no run would have written.
+    """
+    try:
+        _check_archive(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses at what a damaged file may be
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_sizes(content)
+    except FileNotFoundError as error:
+        raise VaecliError(f"{path}: no such file") from error
+    except pickle.UnpicklingError as error:
+        raise VaecliError(f"{path}: holds more than tensors, numbers and strings, or is damaged; not loaded") from error
+    except Exception as error:  # zipfile, pickle and torch have no common word for a damaged file
+        raise VaecliError(f"{path}: not a checkpoint, or damaged or cut short ({_brief(error)})") from error
+    name, version = (content.get(key) if isinstance(content, dict) else None for key in ("format", "version"))
+    if not isinstance(name, str) or name != FORMAT:
+        raise VaecliError(f"{path}: not a checkpoint of vaecli")
+    if not isinstance(version, int) or version != VERSION:
+        raise VaecliError(f"{path}: has format version {str(version)[:20]}; this vaecli reads version {VERSION}")
+    try:
+        return _parse(content)
+    except ConfigError as error:
+        raise VaecliError(f"{path}: its config is not valid: {'; '.join(error.problems)[:1000]}") from error
+    except Exception as error:  # whatever the parts were taken for and are not
+        raise VaecliError(f"{path}: a part is missing or malformed: {_brief(error)}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """See that a file is a plain archive of tensors before torch reads it: nothing packed, nothing to be called."""
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            raise ValueError("it has compressed parts")
+        if sum(entry.file_size for entry in entries) > path.stat().st_size:
+            raise ValueError("its parts are larger than the file")
+        pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
+        if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
+            raise ValueError("it has no table of contents, or one of absurd size")
+        for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
+            if opcode.name in _IMPORTING or (opcode.name == "GLOBAL" and argument not in _NAMES):
+                raise pickle.UnpicklingError(f"{opcode.name} {argument}")
+
+
+def _check_sizes(value: object) -> None:
+    """See that every tensor is dense and has as many values as its shape says. Raises ValueError."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.numel() * value.itemsize > value.untyped_storage().nbytes():
+            raise ValueError(f"a tensor of shape {tuple(value.shape)} has fewer values than that")
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            _check_sizes(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            _check_sizes(inner)
+
+
+def _parse(content: Mapping[str, Any]) -> Checkpoint:
+    """Check every part against the config and the others. Raises ConfigError, ValueError and their like."""
+    names = {field.name for field in fields(Checkpoint)}
+    given = content.keys() - {"format", "version"}
+    if given != names:
+        raise KeyError(", ".join(sorted(map(str, given ^ names))))
+    values = {name: content[name] for name in names}
+    values["config"] = config = parse_config(values["config"])
+    values["progress"] = progress = Progress(**values["progress"])
+    values["image_shape"] = height, width = values["image_shape"]
+    if not all(_is_count(side) and 0 < side <= MAX_SIDE for side in (height, width)):
+        raise ValueError(f"image_shape is {height!r} x {width!r}")
+    expected = {name: value.shape for name, value in outline(config.model, height * width).state_dict().items()}
+    _check_tensors("model", values["model"], expected, torch.float32)
+    if not all(value.isfinite().all() for value in values["model"].values()):
+        raise ValueError("model has weights that are not finite")
+    _check_tensors(
+        "generators", values["generators"], {"permutation": None, "epsilon": None, "pixels": None}, torch.uint8
+    )
+    _check_tensors("trace", {"trace": values["trace"]}, {"trace": None}, torch.float32)
+    _check_progress(progress, values["trace"], values["permutation"], config)
+    _check_optimizer(values["optimizer"], list(expected.values()))
+    for name, kind in (("logs", int), ("conditions", str)):
+        if not isinstance(values[name], dict) or not all(
+            isinstance(key, str) and isinstance(value, kind) for key, value in values[name].items()
+        ):
+            raise TypeError(f"{name} is malformed")
+    if not _is_count(values["threads"]) or not 0 < values["threads"] <= 1024:
+        raise ValueError(f"threads is {values['threads']!r}")
+    if not isinstance(values["data_sha256"], str):
+        raise TypeError("data_sha256 is no text")
+    return Checkpoint(**values)
+
+
+def _check_tensors(what: str, tensors: object, expected: Mapping[str, torch.Size | None], dtype: torch.dtype) -> None:
+    """Tensors of these names, this type and, where they are given, these shapes."""
+    if not isinstance(tensors, dict) or tensors.keys() != expected.keys():
+        raise KeyError(f"{what} does not have the parts {', '.join(expected)}")
+    for name, shape in expected.items():
+        tensor = tensors[name]
+        if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
+            raise TypeError(f"{what}: {name} is no tensor of {dtype}")
+        if shape is not None and tensor.shape != shape:
+            raise ValueError(f"{what}: {name} has shape {tuple(tensor.shape)}; its config asks for {tuple(shape)}")
+
+
+def _check_progress(progress: Progress, trace: Tensor, permutation: object, config: Config) -> None:
+    counts = (progress.epoch, progress.position, progress.step, progress.images, progress.best_epoch)
+    if not all(_is_count(count) for count in counts) or not all(
+        isinstance(value, float) for value in (progress.learning_rate, progress.seconds, progress.best_elbo)
+    ):
+        raise ValueError("progress has counts that are none")
+    if trace.ndim != 2 or trace.shape[1] != 3 or progress.position > len(trace):
+        raise ValueError(f"trace has shape {tuple(trace.shape)} at position {progress.position}")
+    if progress.step != progress.epoch * len(trace) + progress.position:
+        raise ValueError(f"progress: step {progress.step} is not in epoch {progress.epoch}")
+    if permutation is None:
+        if progress.position:
+            raise ValueError("permutation is missing")
+        return
+    _check_tensors("permutation", {"permutation": permutation}, {"permutation": None}, torch.int64)
+    assert isinstance(permutation, Tensor)
+    n = len(permutation) if permutation.ndim == 1 else 0
+    if -(-n // config.training.batch_size) != len(trace) or not permutation.sort().values.equal(torch.arange(n)):
+        raise ValueError("permutation is none of the training images")
+
+
+def _check_optimizer(optimizer: object, shapes: list[torch.Size]) -> None:
+    """Of each parameter either nothing, or tensors of its shape and a counter."""
+    if not isinstance(optimizer, dict) or not optimizer.keys() <= set(range(len(shapes))):
+        raise KeyError("optimizer is not that of the model's parameters")
+    for i, moments in optimizer.items():
+        if not isinstance(moments, dict):
+            raise TypeError("optimizer is malformed")
+        wanted = {name: torch.Size(()) if name == "step" else shapes[i] for name in moments}
+        _check_tensors("optimizer", moments, wanted, torch.float32)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _brief(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:3])[:200] or type(error).__name__

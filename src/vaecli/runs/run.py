@@ -1,0 +1,283 @@
+"""The run directory: where everything about one run is, and how a run is found again. Needs no torch to be listed."""
+
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vaecli.config.loading import dump_config, load_config
+from vaecli.config.schema import Config
+from vaecli.errors import UsageError, VaecliError
+from vaecli.files import lock, write_directory, write_json, write_text
+
+if TYPE_CHECKING:
+    from vaecli.model.vae import VAE
+    from vaecli.runs.checkpoint import Checkpoint
+
+CHECKPOINTS = "checkpoints"
+LOCK = ".lock"
+FOLDERS = (CHECKPOINTS, "samples", "tensorboard/train", "tensorboard/validation")
+EVENTS = "events.out.tfevents.0.vaecli"
+LOGS = ("metrics.jsonl", f"tensorboard/train/{EVENTS}", f"tensorboard/validation/{EVENTS}")
+"""The files that are only ever appended to."""
+MAX_REFERENCE = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run on disk, seen through one of its checkpoints.
+
+    Args:
+        path: The run directory; of a checkpoint file that is in none, the file's directory.
+        file: The checkpoint that stands for the run, if one was named; None for the best, or the last.
+    """
+
+    path: Path
+    file: Path | None = None
+
+    @property
+    def name(self) -> str:
+        """The directory's name, which `--ckpt` and `--resume` take."""
+        return self.path.name
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that training goes on from."""
+        return self.path / CHECKPOINTS / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation ELBO."""
+        return self.path / CHECKPOINTS / "best.pt"
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The named checkpoint; else the best, or the last where there was no validation. Raises VaecliError."""
+        for path in (self.file, self.best, self.last):
+            if path is not None and path.is_file():
+                return path
+        raise VaecliError(f"{self.path}: has no checkpoint yet")
+
+    @cached_property
+    def checkpoint(self) -> "Checkpoint":
+        """The checkpoint's content, checked. Raises VaecliError."""
+        from vaecli.runs.checkpoint import load_checkpoint  # noqa: PLC0415 (torch)
+
+        return load_checkpoint(self.checkpoint_path)
+
+    @cached_property
+    def vae(self) -> "VAE":
+        """The trained model, on the CPU. Raises VaecliError."""
+        return self.checkpoint.build_vae()
+
+    @cached_property
+    def config(self) -> Config:
+        """What was run."""
+        written = self.path / "config.yaml"
+        return self.checkpoint.config if self.file or not written.is_file() else load_config(written)
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """The content of status.json, empty where there is none to read; of a killed run's, the state is mended."""
+        content = _read_object(self.path / "status.json")
+        if content.get("state") == "running" and not self.is_training:
+            content |= {"state": "interrupted", "reason": "its process ended without a word"}
+        return content
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """The content of environment.json; empty where there is none to read."""
+        return _read_object(self.path / "environment.json")
+
+    @property
+    def is_training(self) -> bool:
+        """Whether a process is training it at this moment."""
+        try:
+            lock(self.path / LOCK).close()
+        except BlockingIOError:
+            return True
+        except OSError:
+            pass
+        return False
+
+    @property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl as they were written; a line still being written is none. Raises VaecliError."""
+        path = self.path / "metrics.jsonl"
+        try:
+            whole, _, _ = path.read_text().rpartition("\n")
+            return [json.loads(line) for line in whole.splitlines()]
+        except FileNotFoundError:
+            return []
+        except (OSError, ValueError) as error:
+            raise VaecliError(f"{path}: cannot be read: {error}") from error
+
+    def evaluation_path(
+        self,
+        step: int,
+        *,
+        k: int,
+        split: str = "test",
+        limit: int | None = None,
+        seed: int = 0,
+        binarised: bool = True,
+    ) -> Path:
+        """Where the evaluation stands of its checkpoint, taken at that step. Raises VaecliError if it has none."""
+        name = f"{self.checkpoint_path.stem}-step{step}-{split}-k{k}" + ("" if limit is None else f"-first{limit}")
+        name += f"-seed{seed}" + ("" if binarised else "-no-binarised")
+        return self.path / "evaluations" / f"{name}.json"
+
+    def write_config(self, config: Config) -> None:
+        """Replace config.yaml. Raises VaecliError where it cannot be written."""
+        try:
+            write_text(self.path / "config.yaml", dump_config(config))
+        except OSError as error:
+            raise VaecliError(f"{self.path}: cannot be written: {error.strerror}") from error
+
+    def write_status(self, **values: object) -> None:
+        """Replace status.json."""
+        write_json(self.path / "status.json", values | {"updated": _now().isoformat(timespec="seconds")})
+
+
+def create_run(config: Config, runs_dir: Path, **environment: object) -> Run:
+    """Make the directory of a new run, whole or not at all, with its config.yaml and environment.json.
+
+    Args:
+        config: What is to be run.
+        runs_dir: Where.
+        environment: What else than versions, machine, git commit and command line is worth knowing.
+
+    Raises:
+        VaecliError: It cannot be written.
+    """
+
+    def fill(path: Path) -> None:
+        for name in FOLDERS:
+            (path / name).mkdir(parents=True)
+        write_text(path / "config.yaml", dump_config(config))
+        write_json(path / "environment.json", _environment() | environment)
+
+    parent = runs_dir / (config.name or "default")
+    try:
+        return Run(write_directory(parent, f"{_now():%Y%m%d-%H%M%S}-{config.model.decoder}-s{config.seed}", fill))
+    except OSError as error:
+        raise VaecliError(f"{parent}: cannot be written: {error.strerror}") from error
+
+
+def _environment() -> dict[str, object]:
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "vaecli": _version("vaecli"),
+        "torch": _version("torch"),
+        "numpy": _version("numpy"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        **_git(),
+    }
+
+
+def find_run(reference: str | Path, runs_dir: Path) -> Run:
+    """The run that a directory, a checkpoint file, a name or a unique prefix of it stands for. Raises UsageError."""
+    path = Path(reference)
+    if len(str(reference)) > MAX_REFERENCE:
+        raise UsageError(f"{str(reference)[:60]}...: no such run or checkpoint")
+    if path.is_file():
+        return Run(path.parent.parent if path.parent.name == CHECKPOINTS else path.parent, path)
+    if _is_run(path):
+        return Run(path)
+    text = str(reference).rstrip("/")
+    matches = [
+        run for run in list_runs(runs_dir) if text and text in {run.name, f"{run.path.parent.name}/{run.name}"}
+    ] or [
+        run
+        for run in list_runs(runs_dir)
+        if text and (run.name.startswith(text) or f"{run.path.parent.name}/{run.name}".startswith(text))
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    if matches:
+        some = ", ".join(run.name for run in matches[:5])
+        raise UsageError(f"{reference}: {len(matches)} runs begin so: {some}{', ...' if len(matches) > 5 else ''}")
+    raise UsageError(f"{reference}: no such run or checkpoint; `vae runs ls` lists the runs in {runs_dir}/")
+
+
+def load_run(reference: str | Path, runs_dir: str | Path = "runs") -> Run:
+    """A run with its `.config`, `.vae` (the best weights, on the CPU) and `.metrics`.
+
+    Args:
+        reference: A run directory, a checkpoint file, a run's name, or a unique prefix of it.
+        runs_dir: Where names are looked up.
+
+    Raises:
+        UsageError: There is no such run, or the prefix is not unique.
+    """
+    return find_run(reference, Path(runs_dir))
+
+
+def list_runs(runs_dir: Path) -> list[Run]:
+    """All runs below a directory, oldest first."""
+    return sorted((Run(path) for path in _directories(runs_dir)), key=lambda run: (run.name, run.path))
+
+
+def _directories(runs_dir: Path) -> Iterator[Path]:
+    for group in _subdirectories(runs_dir):
+        for path in _subdirectories(Path(group)):
+            if _is_run(path):
+                yield path
+
+
+def _subdirectories(path: Path) -> list[Path]:
+    try:
+        with os.scandir(path) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return []
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and (path / CHECKPOINTS).is_dir()
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty where there is none to read."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).astimezone()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, object]:
+    """The commit of the checkout that the code runs from, and whether it was changed."""
+    git = shutil.which("git")
+    root = Path(__file__).parents[3]
+    if git is None or not (root / ".git").exists():
+        return {"git_commit": None, "git_dirty": None}
+    try:
+        commit = subprocess.run([git, "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S603
+        changes = subprocess.run([git, "-C", str(root), "status", "--porcelain"], capture_output=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return {"git_commit": None, "git_dirty": None}
+    return {"git_commit": commit.stdout.strip(), "git_dirty": bool(changes.stdout)}

@@ -1,0 +1,64 @@
+import pytest
+from pydantic import ValidationError
+
+from vaecli.config.loading import parse_config
+from vaecli.config.schema import Config, ModelConfig
+from vaecli.errors import ConfigError
+
+
+def test_defaults_are_those_of_the_documentation():
+    config = Config()
+    assert config.data.model_dump() == {
+        "name": "mnist", "binarize": "dynamic", "dequantize": True, "validation": None, "test": None,
+    }  # fmt: skip
+    assert (config.model.latent_dim, config.model.hidden_dim, config.objective.L) == (20, (500,), 1)
+    assert (config.optimizer.learning_rate, config.optimizer.schedule) == (0.002, "cosine")
+    assert (config.training.batch_size, config.training.epochs, config.seed, config.device) == (100, 40, 0, "auto")
+
+
+def test_configs_are_immutable():
+    with pytest.raises(ValidationError):
+        Config().seed = 1
+
+
+@pytest.mark.parametrize(("given", "layers"), [(500, (500,)), ([300, 200], (300, 200))])
+def test_hidden_layers_are_a_number_or_a_list(given, layers):
+    assert ModelConfig(hidden_dim=given).hidden_dim == layers
+
+
+@pytest.mark.parametrize(
+    ("values", "caveat"),
+    [
+        ({}, None),
+        ({"data": {"binarize": "none"}}, "relaxed, not a likelihood"),
+        ({"model": {"decoder": "gaussian"}}, None),
+        ({"model": {"decoder": "gaussian"}, "data": {"binarize": "none"}}, None),
+        ({"model": {"decoder": "gaussian"}, "data": {"dequantize": False}}, "ill-posed: density of discrete pixels"),
+        (
+            {"model": {"decoder": "i-gaussian"}, "data": {"dequantize": False}},
+            "density of discrete pixels, not comparable",
+        ),
+    ],
+)
+def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
+    assert parse_config(values).caveat == caveat
+
+
+@pytest.mark.parametrize(
+    ("decoder", "unused"),
+    [
+        ("bernoulli", {"data.dequantize", "model.mean", "model.min_log_sigma"}),
+        ("gaussian", {"data.binarize"}),
+        ("i-gaussian", {"data.binarize", "model.min_log_sigma"}),
+        ("discretized-logistic", {"data.binarize", "data.dequantize", "model.mean"}),
+    ],
+)
+def test_settings_that_do_not_apply_are_known(decoder, unused):
+    assert set(parse_config({"model": {"decoder": decoder}}).unused_settings) == unused
+
+
+def test_on_and_off_are_words_although_yaml_has_them_as_booleans():
+    for given, wanted in ((True, "on"), (False, "off"), ("auto", "auto"), ("on", "on")):
+        assert parse_config({"training": {"compile": given}}).training.compile == wanted
+    with pytest.raises(ConfigError, match=r"training.compile: must be 'auto', 'on' or 'off', not 1"):
+        parse_config({"training": {"compile": 1}})

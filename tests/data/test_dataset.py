@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+import torch
+
+from vaecli.config.likelihoods import Support
+from vaecli.config.schema import DataConfig
+from vaecli.data.dataset import Dataset
+from vaecli.errors import DataError
+
+
+def dataset(name, **settings) -> Dataset:
+    return Dataset(DataConfig(name=str(name), **settings), Support.BINARY)
+
+
+def test_mnist_has_its_images_its_labels_and_its_splits():
+    mnist = dataset("mnist")
+    assert (len(mnist.train), len(mnist.validation), len(mnist.test)) == (50_000, 10_000, 10_000)
+    assert (mnist.train.height, mnist.train.width, mnist.train.pixels.dtype) == (28, 28, torch.uint8)
+    # the first labels of the two files, and the mean grey level 33.3184 of the training file (0.1307 of 255)
+    assert mnist.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
+    assert mnist.test.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    both = torch.cat([mnist.train.pixels, mnist.validation.pixels])
+    assert both.double().mean().item() == pytest.approx(33.3184, abs=1e-4)
+    # 81 % of the test pixels are exactly 0
+    assert (mnist.test.pixels == 0).double().mean().item() == pytest.approx(0.81, abs=0.005)
+
+
+def test_own_images_split_in_order(faces, images):
+    own = dataset(faces)
+    assert (len(own.train), len(own.validation), len(own.test)) == (45, 9, 6)  # a tenth, then a sixth of the rest
+    parts = torch.cat([own.train.pixels, own.validation.pixels, own.test.pixels])
+    assert torch.equal(parts, torch.from_numpy(images).flatten(1))
+    assert own.test.labels.tolist() == [4, 0, 1, 2, 3, 4][1:] + [4][:0] or own.test.labels.tolist() == [
+        4,
+        0,
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+def test_splits_of_chosen_sizes(faces):
+    own = dataset(faces, validation=0, test=20)
+    assert (len(own.train), len(own.validation), len(own.test)) == (40, 0, 20)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"), [({"test": 60}, "data.test: 60"), ({"validation": 54}, "data.validation: 54")]
+)
+def test_splits_that_leave_nothing(faces, settings, what):
+    with pytest.raises(DataError, match=what):
+        _ = dataset(faces, **settings).train
+
+
+def test_the_mean_image_is_in_units_of_the_pixel(faces, images):
+    mean = dataset(faces).train.mean.numpy()
+    assert mean == pytest.approx(images[:45].reshape(45, -1).mean(0) / 255, abs=1e-6)
+
+
+def test_static_binarisation_is_one_draw_for_ever(faces, images):
+    one, two = (dataset(faces, binarize="static") for _ in range(2))
+    assert torch.equal(one.train.pixels, two.train.pixels)
+    assert set(one.train.pixels.unique().tolist()) == {0, 255}
+    assert not torch.equal(one.train.pixels, dataset(faces, binarize="threshold").train.pixels)
+    p = images[:45].reshape(45, -1) / 255
+    error = np.sqrt((p * (1 - p)).sum()) / p.size
+    assert abs(one.train.pixels.double().mean() / 255 - p.mean()) < 5 * error
+    grey = Dataset(DataConfig(name=str(faces), binarize="static"), Support.UNIT_INTERVAL)
+    assert len(grey.train.pixels.unique()) > 2

@@ -1,0 +1,154 @@
+import builtins
+import gzip
+import importlib
+import lzma
+import struct
+import zipfile
+
+import numpy as np
+import pytest
+
+from vaecli.config.likelihoods import Support
+from vaecli.config.schema import DataConfig
+from vaecli.data import sources
+from vaecli.data.dataset import Dataset
+from vaecli.data.sources import load_array, load_mnist, load_torchvision
+from vaecli.errors import DataError
+
+
+def write_idx(path, array: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(
+        struct.pack(f">I{array.ndim}I", 0x800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
+    )
+
+
+@pytest.fixture
+def files(tmp_path, images):
+    """torchvision's layout of Fashion-MNIST and EMNIST's letters, with the test images in it."""
+    labels = np.arange(60) % 5 + 1
+    for folder, prefix in (("FashionMNIST", ""), ("KMNIST", ""), ("EMNIST", "emnist-letters-")):
+        for part in ("train", "t10k") if not prefix else ("train", "test"):
+            raw = tmp_path / folder / "raw" / f"{prefix}{part}-"
+            write_idx(raw.with_name(raw.name + "images-idx3-ubyte"), images)
+            write_idx(raw.with_name(raw.name + "labels-idx1-ubyte"), labels)
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_torchvision_files_that_are_there_are_used_without_the_network(files, images, name, part):
+    found = load_torchvision(name, part, files)
+    assert np.array_equal(found.pixels, images)
+    assert found.labels[:3].tolist() == [1, 2, 3]
+
+
+def test_emnist_is_shown_upright(files, images):
+    assert np.array_equal(load_torchvision("emnist-letters", "train", files).pixels, images.transpose(0, 2, 1))
+
+
+def test_a_torchvision_data_set_has_splits(files):
+    own = Dataset(DataConfig(name="fashion-mnist"), Support.BINARY, files)
+    assert (len(own.train), len(own.validation), len(own.test)) == (50, 10, 60)  # a sixth for validation
+
+
+def test_a_truncated_torchvision_file_is_an_error(files):
+    path = files / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match="fashion-mnist: not to be had"):
+        load_torchvision("fashion-mnist", "train", files)
+
+
+def test_without_files_or_network_the_remedy_is_named(tmp_path, monkeypatch):
+    datasets = importlib.import_module("torchvision.datasets")
+
+    def refuse(self):
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets.FashionMNIST, "download", refuse)
+    with pytest.raises(DataError, match=r"no network.*--data-dir or VAECLI_DATA_DIR"):
+        load_torchvision("fashion-mnist", "train", tmp_path)
+
+
+def test_a_broken_torchvision_breaks_only_what_needs_it(tmp_path, monkeypatch):
+    def fail(name, *more):
+        if name.startswith("torchvision"):
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return builtins.__import__(name, *more)
+
+    monkeypatch.setattr(sources.importlib, "import_module", fail)
+    monkeypatch.setattr(sources, "version", {"torch": "2.13.1+cpu"}.__getitem__)
+    with pytest.raises(DataError, match=r"nms does not exist.*pip install 'torchvision==0.28\.\*'"):
+        load_torchvision("kmnist", "train", tmp_path)
+    assert len(load_mnist("test").pixels) == 10_000
+
+
+def test_a_damaged_embedded_file_is_not_used(tmp_path, monkeypatch):
+    name = "t10k-images-idx3-ubyte"
+    good = (sources._MNIST / f"{name}.xz").read_bytes()
+    monkeypatch.setattr(sources, "_MNIST", tmp_path)
+    for content in (None, good[: len(good) // 2], lzma.compress(b"something else"), gzip.compress(b"not xz")):
+        if content is not None:
+            (tmp_path / f"{name}.xz").write_bytes(content)
+        with pytest.raises(DataError, match="install vaecli again"):
+            load_mnist("test")
+
+
+def test_arrays(tmp_path, images, faces):
+    np.save(tmp_path / "plain.npy", images)
+    assert np.array_equal(load_array(str(tmp_path / "plain.npy")).pixels, images)
+    np.savez(tmp_path / "one.npz", anything=images)
+    found = load_array(str(tmp_path / "one.npz"))
+    assert np.array_equal(found.pixels, images)
+    assert found.labels is None
+    assert load_array(str(faces)).labels[:6].tolist() == [0, 1, 2, 3, 4, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "arrays", "what"),
+    [
+        ("a.npy", np.zeros((2, 3, 4)), "holds float64"),
+        ("a.npy", np.zeros((2, 3), np.uint8), r"shape \(2, 3\)"),
+        ("a.npy", np.zeros((0, 3, 4), np.uint8), r"shape \(0, 3, 4\)"),
+        ("a.npy", np.array([{}], dtype=object), "not a readable .npy"),
+        ("a.npz", {"a": np.zeros(1), "b": np.zeros(1)}, "name the array `images`"),
+        ("a.npz", {"images": np.zeros((2, 3, 4), np.uint8), "labels": np.zeros(3, int)}, "`labels` must be 2 integers"),
+        ("a.npz", {"images": np.array([{}], dtype=object)}, "not a readable .npz"),
+    ],
+)
+def test_arrays_that_are_no_images(tmp_path, name, arrays, what):
+    path = tmp_path / name
+    np.savez(path, **arrays) if isinstance(arrays, dict) else np.save(path, arrays, allow_pickle=True)
+    with pytest.raises(DataError, match=what):
+        load_array(str(path))
+
+
+def header(shape: str) -> bytes:
+    text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode()
+
+
+def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path):
+    for shape in ("(1000000, 1000, 1000)", "(9, 4, 4)", "(7, 4, 4)"):
+        content = header(shape) + bytes(8 * 4 * 4)
+        (tmp_path / "a.npy").write_bytes(content)
+        with zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("images.npy", content)
+        with pytest.raises(DataError, match="images is not as large as its header says"):
+            load_array(str(tmp_path / "a.npz"))
+    (tmp_path / "a.npy").write_bytes(header("(1000000, 1000, 1000)") + bytes(128))
+    with pytest.raises(DataError, match=r"not a readable .npy file"):
+        load_array(str(tmp_path / "a.npy"))
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_arrays_that_are_missing_cut_short_or_something_else(tmp_path, images, suffix):
+    path = tmp_path / f"a{suffix}"
+    with pytest.raises(DataError, match="no such file"):
+        load_array(str(path))
+    np.save(path, images) if suffix == ".npy" else np.savez(path, images=images)
+    whole = path.read_bytes()
+    for content in (b"", b"text", whole[: len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=f"not a readable {suffix} file"):
+            load_array(str(path))

@@ -1,0 +1,96 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaecli.config.schema import Config
+from vaecli.errors import UsageError, VaecliError
+from vaecli.files import lock
+from vaecli.runs.run import LOCK, create_run, find_run, list_runs, load_run
+
+
+@pytest.fixture
+def some(tmp_path, monkeypatch):
+    """Three runs: two of the config `a` in one second, and one of `b`."""
+    return [
+        create_run(Config(name=name, seed=seed), tmp_path / "runs") for name, seed in (("a", 0), ("a", 0), ("b", 1))
+    ]
+
+
+def test_two_runs_of_one_second_get_two_directories(some):
+    first, _, other = some
+    assert len({run.path for run in some}) == 3
+    assert first.name.endswith("-bernoulli-s0")
+    assert other.path.parent.name == "b"
+
+
+def test_runs_are_listed_by_time(some, tmp_path):
+    assert {run.path for run in list_runs(tmp_path / "runs")} == {run.path for run in some}
+    (tmp_path / "runs" / "a" / "stray").mkdir()
+    (tmp_path / "runs" / "file").touch()
+    assert len(list_runs(tmp_path / "runs")) == 3
+    assert list_runs(tmp_path / "none") == []
+
+
+def test_a_run_is_found_by_path_name_and_prefix(some, tmp_path):
+    first, _, other = some
+    root = tmp_path / "runs"
+    for reference in (other.path, str(other.path) + "/", other.name, f"b/{other.name}", "b/", f"b/{other.name[:6]}"):
+        assert find_run(reference, root).path == other.path
+    assert find_run(first.name, root).path == first.path  # exact, though it begins the second's name too
+    with pytest.raises(UsageError, match=r"3 runs begin so: .*bernoulli-s0"):
+        find_run(first.name[:4], root)
+    with pytest.raises(UsageError, match="no such run or checkpoint; `vae runs ls`"):
+        find_run("nothing", root)
+    with pytest.raises(UsageError, match="no such run"):
+        find_run("", root)
+
+
+def test_a_checkpoint_file_stands_for_itself(some):
+    run = some[0]
+    run.last.write_bytes(b"x")
+    named = find_run(run.last, Path("nowhere"))
+    assert (named.path, named.checkpoint_path) == (run.path, run.last)
+    assert load_run(run.path).checkpoint_path == run.last
+    run.best.write_bytes(b"x")
+    assert load_run(run.path).checkpoint_path == run.best
+
+
+def test_a_run_without_checkpoints(some):
+    with pytest.raises(VaecliError, match="has no checkpoint yet"):
+        _ = some[0].vae
+
+
+def test_status_survives_damage(some):
+    run = some[0]
+    assert run.status == {}
+    with lock(run.path / LOCK):
+        run.write_status(state="running", elbo=float("nan"))
+        assert (run.status["state"], run.status["elbo"]) == ("running", None)
+    assert (run.status["state"], run.status["reason"]) == ("interrupted", "its process ended without a word")
+    (run.path / "status.json").write_text('{"state": "run')
+    assert run.status == {}
+    (run.path / "status.json").write_text("[1]")
+    assert run.status == {}
+
+
+def test_damaged_metrics_are_an_error(some):
+    path = some[0].path / "metrics.jsonl"
+    path.write_text('{"a": 1}\n{"b"')
+    assert some[0].metrics == [{"a": 1}]  # the second is being written
+    path.write_text('{"a": 1}\n{"b"\n')
+    with pytest.raises(VaecliError, match=r"metrics.jsonl: cannot be read"):
+        _ = some[0].metrics
+
+
+def test_a_directory_that_cannot_be_written(tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(VaecliError, match="cannot be written"):
+        create_run(Config(), tmp_path / "runs")
+
+
+def test_the_environment_says_what_ran(tmp_path):
+    found = create_run(Config(), tmp_path, device="a device").environment
+    assert found["torch"] in torch.__version__
+    assert found["device"] == "a device"
+    assert {"python", "platform", "command", "git_commit", "git_dirty", "vaecli", "numpy", "cores"} <= set(found)

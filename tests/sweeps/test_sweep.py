@@ -1,0 +1,250 @@
+import csv
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from identical import traces
+from vaecli.config.loading import dump_config
+from vaecli.config.schema import Config
+from vaecli.config.settings import label, setting
+from vaecli.devices import prefer_gpu
+from vaecli.errors import ConfigError, UsageError, VaecliError
+from vaecli.reports.sweepreport import write_sweep_report
+from vaecli.runs.run import list_runs
+from vaecli.sweeps import local as pool
+from vaecli.sweeps.execution import run_all
+from vaecli.sweeps.jobs import Outcome, Resources, Work, done_before, tasks
+from vaecli.sweeps.sweep import Swept, load_sweep, run_sweep
+from vaecli.training.session import train
+
+
+@pytest.fixture
+def write(tmp_path, small):
+    """Writes a sweep on small images, and its base beside it."""
+
+    def spec(**values: object) -> Path:
+        (tmp_path / "base.yaml").write_text(dump_config(small(name=None, training={"epochs": 2})))
+        values = {"base": "base.yaml", "evaluation": {"k": 3, "binarised": False}} | values
+        path = tmp_path / "sizes.yaml"
+        path.write_text(yaml.safe_dump(values))
+        return path
+
+    return spec
+
+
+GRID = {"model.latent_dim": [1, 2], "seed": [0, 1]}
+
+
+def test_every_combination_and_the_points_beside_them(write):
+    sweep = load_sweep(write(grid=GRID, points=[{"model.hidden_dim": [6, 5]}, {"model.latent_dim": 1, "seed": 0}]))
+    assert sweep.keys == ("model.latent_dim", "seed", "model.hidden_dim")
+    assert [label(config, sweep.keys) for config in sweep.configs] == [
+        "latent_dim 1, seed 0, hidden_dim 8",
+        "latent_dim 1, seed 1, hidden_dim 8",
+        "latent_dim 2, seed 0, hidden_dim 8",
+        "latent_dim 2, seed 1, hidden_dim 8",
+        "latent_dim 3, seed 0, hidden_dim [6, 5]",
+    ]  # the last point is the first combination again
+    assert {config.name for config in sweep.configs} == {"sizes"}
+
+
+def test_all_points_are_validated_and_all_errors_told_at_once(write):
+    path = write(grid={"model.latent_dim": [0, 1, "x"], "model.lattent": [1], "seed": [0, 1]})
+    with pytest.raises(ConfigError) as caught:
+        load_sweep(path)
+    assert [problem.removeprefix(str(path)) for problem in caught.value.problems] == [
+        ": model.latent_dim=0: model.latent_dim: must be greater than or equal to 1, not 0",
+        ": model.lattent=1: model.lattent: unknown key; did you mean model.latent_dim?",
+        ": model.latent_dim=x: model.latent_dim: must be a valid integer, not 'x'",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({}, "names no runs; give it a grid or points"),
+        ({"grid": {"seed": []}}, r"sizes.yaml:\d+: grid.*at least 1 item"),
+        ({"grid": {"seed": 3}}, "must be a valid list"),
+        ({"gird": {"seed": [1]}}, "gird: unknown key; did you mean grid"),
+        ({"grid": GRID, "resources": {"threads": 0}}, "resources.threads: must be greater than or equal to 1"),
+        ({"grid": GRID, "base": "none.yaml"}, "no such config"),
+    ],
+)
+def test_specs_that_are_none(write, values, what):
+    with pytest.raises(ConfigError, match=what):
+        load_sweep(write(**values))
+
+
+def test_a_sweep_runs_what_is_missing_and_writes_its_results(write, tmp_path):
+    news: list = []
+    sweep = load_sweep(write(grid=GRID))
+    out, runs_dir = tmp_path / "out", tmp_path / "runs"
+    swept = run_sweep(sweep, out, runs_dir=runs_dir, watch=news.append)
+    assert [(o.config.model.latent_dim, o.seed) for o in swept.outcomes] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    results = write_sweep_report(swept, out)
+    with (out / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["model.latent_dim"], row["seed"]) for row in rows] == [("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")]
+    assert float(rows[2]["elbo"]) == results["runs"][2]["elbo"] == swept.outcomes[2].figures["elbo"]
+    html = (out / "report.html").read_text()
+    assert html.count("data:image/png;base64,") == 1  # latent_dim; the seed is no axis
+    assert (out / "figures" / "by-model.latent_dim.png").read_bytes().startswith(b"\x89PNG")
+    assert "| 1 | 2 |" in (out / "report.md").read_text()  # latent_dim 1, n = 2
+
+    before = {run.path: run.last.stat().st_mtime_ns for run in list_runs(runs_dir)}
+    wider = load_sweep(write(grid=GRID | {"seed": [0, 1, 2]}))
+    again = run_sweep(wider, out, runs_dir=runs_dir)
+    after = {run.path: run.last.stat().st_mtime_ns for run in list_runs(runs_dir)}
+    assert len(again.outcomes) == len(after) == 6
+    assert before.items() <= after.items()
+    with pytest.raises(UsageError, match="holds the results of another sweep"):
+        run_sweep(load_sweep(write(grid={"model.latent_dim": [7]})), out, runs_dir=runs_dir)
+
+
+def test_a_run_is_the_same_alone_and_in_a_sweep(write, tmp_path, small):
+    sweep = load_sweep(write(grid={"model.latent_dim": [2], "seed": [4, 5]}))
+    swept = run_sweep(sweep, tmp_path / "out", runs_dir=tmp_path / "runs", jobs=2)
+    alone = train(small(training={"epochs": 2}, model={"latent_dim": 2}, seed=5), runs_dir=tmp_path / "alone")
+    together = swept.outcomes[1].run
+    assert [{**row, "seconds": 0} for row in alone.metrics] == [{**row, "seconds": 0} for row in together.metrics]
+
+
+def test_a_failure_leaves_the_others_and_names_the_command(write, tmp_path):
+    path = write(grid={"optimizer.learning_rate": [0.001, 1e30]})
+    sweep = load_sweep(path)
+    swept = run_sweep(sweep, tmp_path / "out", runs_dir=tmp_path / "runs")
+    assert [outcome.error is None for outcome in swept.outcomes] == [True, False]
+    (failed,) = swept.failed
+    assert failed.error.startswith("training diverged at step 2")
+    assert sweep.command(failed) == f"vae train --config {tmp_path}/base.yaml optimizer.learning_rate=1.0e+30"
+    write_sweep_report(swept, tmp_path / "out")
+    assert "learning_rate 1e+30: training diverged" in (tmp_path / "out" / "report.html").read_text()
+
+
+def kill_workers() -> None:
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on_to_the_same_bits(small, tmp_path):
+    configs = [small(seed=seed, training={"epochs": 300 if seed == 0 else 2}) for seed in range(3)]
+    killed: list[bool] = []
+
+    def kill_once() -> bool:
+        """Asked again and again: as soon as the long run has a checkpoint, all processes are killed."""
+        if not killed and any(run.name.endswith("s0") and run.last.is_file() for run in list_runs(tmp_path / "runs")):
+            killed.append(True)
+            kill_workers()
+        return False
+
+    outcomes = run_all(
+        configs, Work(tmp_path / "runs", k=2, binarised=False), jobs=2, resources=Resources(), stop=kill_once
+    )
+    assert killed
+    assert [outcome.error for outcome in outcomes] == [None] * 3
+    assert len(list_runs(tmp_path / "runs")) == 3
+    assert traces(outcomes[0].run) == traces(train(configs[0], runs_dir=tmp_path / "uncut"))
+
+
+def test_processes_end_with_the_one_that_started_them(write, tmp_path, small):
+    path = write(grid={"seed": [0, 1], "training.epochs": [1_000_000]})
+    command = [sys.executable, "-m", "vaecli", "sweep", str(path), "--jobs", "2", "--quiet"]
+    with subprocess.Popen(command, cwd=tmp_path) as driver:
+        while not (runs := [run for run in list_runs(tmp_path / "runs") if run.is_training]):
+            assert driver.poll() is None
+            time.sleep(0.05)
+        driver.kill()
+    deadline = time.monotonic() + 30
+    while any(run.is_training for run in runs):
+        assert time.monotonic() < deadline, "a worker goes on by itself"
+        time.sleep(0.05)
+
+
+def test_a_run_that_kills_its_process_fails_alone(small, tmp_path):
+    def kill_always() -> bool:
+        if any(run.name.endswith("s0") and run.is_training for run in list_runs(tmp_path / "runs")):
+            kill_workers()
+        return False
+
+    configs = [small(seed=seed, training={"epochs": 3000 if seed == 0 else 2}) for seed in range(2)]
+    work = Work(tmp_path / "runs", k=2, binarised=False)
+    first, second = run_all(configs, work, jobs=2, resources=Resources(), stop=kill_always)
+    assert first.error == "its process was killed twice"
+    assert second.error is None
+
+
+def _fail(*arguments: object) -> None:
+    os._exit(1)
+
+
+def test_processes_that_cannot_begin_are_an_error_and_no_endless_loop(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(pool, "_start_worker", _fail)
+    configs = [small(seed=seed) for seed in range(2)]
+    with pytest.raises(VaecliError, match="end as soon as they begin; try --jobs 1"):
+        run_all(configs, Work(tmp_path / "runs"), jobs=2)
+
+
+def test_settings_by_their_keys():
+    config = Config()
+    assert setting(config, "model.hidden_dim") == 500
+    assert setting(config, "seed") == 0
+    assert label(config, ("model.decoder", "objective.L")) == "decoder bernoulli, L 1"
+
+
+def test_a_plot_has_a_line_for_every_choice_and_a_chart_for_every_support(write, tmp_path):
+    sweep = load_sweep(
+        write(grid={"model.decoder": ["bernoulli", "gaussian"], "model.latent_dim": [1, 16], "seed": [0, 1]})
+    )
+    outcomes = []
+    for config in sweep.configs:
+        figures = dict.fromkeys(("bits_per_dim", "binarised_nll", "pixels_at_floor", "binarised_is_loose", "caveat"))
+        figures |= {"elbo": -100.0 + config.seed, "observed": "x", "effective_sample_size": 9, "active_units": 16,
+                    "kl_per_dimension": [1.0]}  # fmt: skip
+        outcomes.append(Outcome(config, None, figures))
+    results = write_sweep_report(Swept(sweep, tuple(outcomes)), tmp_path)
+    assert [run["elbo"] for run in results["runs"]] == [-100.0, -99.0] * 4
+    content = (tmp_path / "report.md").read_text()
+    assert content.count("### ") == 2
+    assert "| bernoulli | 1 | 2 | -99.50 ± 6.35 |" in content  # t interval of -100 and -99: 12.706 · 0.5
+    assert json.loads((tmp_path / "results.json").read_text())["spec"]["grid"]["seed"] == [0, 1]
+
+
+def test_what_is_done_already_is_told_at_once_and_starts_nothing(small, tmp_path, monkeypatch):
+    work = Work(tmp_path / "runs", k=2, binarised=False)
+    configs = [small(seed=0), small(seed=1, data={"validation": 0})]
+    first = run_all(configs, work)
+    monkeypatch.setattr("vaecli.sweeps.local.complete_together", None)
+    monkeypatch.setattr("vaecli.sweeps.local.ProcessPoolExecutor", None)
+    assert run_all(configs, work, jobs=2) == first
+    assert all(outcome.error is None for outcome in first)
+
+
+def test_a_known_run_whose_evaluation_is_damaged_or_another_is_not_done(small, tmp_path):
+    config, work = small(), Work(tmp_path / "runs", k=2, binarised=False)
+    (done,) = run_all([config], work)
+    (task,) = tasks([config], work)
+    assert done_before(task) == done
+    assert done_before(replace(task, work=replace(work, k=3))) is None
+    assert done_before(replace(task, known=None)) is None
+    evaluation = Path(done.figures["path"])
+    evaluation.write_text(evaluation.read_text()[:-20])
+    assert done_before(task) is None
+
+
+@pytest.mark.parametrize(("n_gpus", "chosen"), [(0, []), (1, []), (4, [0, 1, 2, 3, 0, 1])])
+def test_gpus_go_round_among_processes_where_there_are_several(monkeypatch, n_gpus, chosen):
+    found: list[int] = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: n_gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", found.append)
+    for number in range(6):
+        prefer_gpu(number)
+    assert found == chosen

@@ -1,0 +1,181 @@
+"""Runs trained as one program: each as if alone, to the order of float32 sums, whatever befalls the others."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from identical import traces
+from vaecli.devices import TOGETHER
+from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError, OtherBitsWarning, VaecliError
+from vaecli.runs.checkpoint import load_checkpoint
+from vaecli.runs.run import list_runs
+from vaecli.sweeps import local as pool
+from vaecli.sweeps.execution import run_all
+from vaecli.sweeps.jobs import Resources, Task, Work, complete_together, tasks
+from vaecli.training.optimizers import Optimizer
+from vaecli.training.replicates import train_together
+from vaecli.training.session import Oversight, begin, go_on, resume, train
+from vaecli.training.step import Replicates
+from vaecli.training.stopping import Limit
+
+SEEDS = (0, 1, 5)
+
+
+@pytest.fixture
+def seeds(small):
+    """One config with several seeds."""
+    return lambda **settings: [small(**settings, seed=seed) for seed in SEEDS]
+
+
+def close(one, other) -> None:
+    """45 steps at most, of 2e-3 each, whose gradients differ by some 1e-7 of themselves."""
+    torch.testing.assert_close(load_checkpoint(one.last).model, load_checkpoint(other.last).model, rtol=0, atol=1e-4)
+    for mine, theirs in zip(one.metrics, other.metrics, strict=True):
+        assert mine["step"] == theirs["step"]
+        assert mine["elbo"] == pytest.approx(theirs["elbo"], abs=1e-3)
+
+
+@pytest.mark.parametrize("settings", [{}, {"model": {"decoder": "gaussian"}, "optimizer": {"name": "adagrad"}}])
+def test_each_run_is_what_it_is_alone(seeds, tmp_path, settings):
+    trainings = dict(enumerate(begin(config, tmp_path / "together", None, Oversight()) for config in seeds(**settings)))
+    assert train_together(trainings) == {}
+    for config, training in zip(seeds(**settings), trainings.values(), strict=True):
+        alone = train(config, runs_dir=tmp_path / "alone")
+        close(training.run, alone)
+        assert training.run.status["state"] == "completed"
+        assert load_checkpoint(training.run.last).conditions[TOGETHER] == "3"
+        assert load_checkpoint(alone.last).conditions[TOGETHER] == "1"
+
+
+def test_runs_that_are_stopped_go_on_together_to_the_same_bits(seeds, tmp_path):
+    uncut = {i: begin(config, tmp_path / "uncut", None, Oversight()) for i, config in enumerate(seeds())}
+    train_together(uncut)
+    cut = {i: begin(c, tmp_path / "cut", None, Oversight(limit=Limit(images=75))) for i, c in enumerate(seeds())}
+    assert {type(error) for error in train_together(cut).values()} == {LimitReachedError}
+    rest = {i: go_on(training.run, None, None, Oversight(), replicates=3) for i, training in cut.items()}
+    assert train_together(rest) == {}
+    for i, training in uncut.items():
+        assert traces(rest[i].run) == traces(training.run)
+
+
+def test_a_run_that_goes_on_alone_says_that_its_bits_may_be_others(seeds, tmp_path):
+    cut = {i: begin(c, tmp_path / "cut", None, Oversight(limit=Limit(images=75))) for i, c in enumerate(seeds())}
+    train_together(cut)
+    with pytest.warns(OtherBitsWarning, match="runs trained together 3 before, 1 now"):
+        rest = resume(cut[0].run)
+    close(rest, train(seeds()[0], runs_dir=tmp_path / "alone"))
+
+
+def test_runs_at_different_steps_go_on_side_by_side(seeds, tmp_path):
+    """Of three the second has made 3 steps of its 15 before."""
+    first, second, third = seeds()
+    limit = Limit(images=30)
+    with pytest.raises(LimitReachedError):
+        train(second, runs_dir=tmp_path / "together", limit=limit)
+    (cut,) = list_runs(tmp_path / "together")
+    trainings = {0: begin(first, tmp_path / "together", None, Oversight()), 1: go_on(cut, None, None, Oversight())}
+    trainings[2] = begin(third, tmp_path / "together", None, Oversight())
+    assert train_together(trainings) == {}
+    assert [training.state.replicates for training in trainings.values()] == [3, 3, 3]  # those behind have caught up
+    for config, training in zip(seeds(), trainings.values(), strict=True):
+        close(training.run, train(config, runs_dir=tmp_path / "alone"))
+
+
+def test_a_run_that_diverges_leaves_the_others(seeds, tmp_path):
+    """The second loses its weights at the end of its first epoch."""
+    trainings = {}
+
+    def spoil(news):
+        if news.ended and news.epoch == 1:
+            with torch.no_grad():
+                next(trainings[1].state.vae.parameters()).fill_(float("nan"))
+
+    for i, config in enumerate(seeds()):
+        trainings[i] = begin(config, tmp_path / "together", None, Oversight(spoil) if i == 1 else Oversight())
+    failed = train_together(trainings)
+    assert failed.keys() == {1}
+    assert isinstance(failed[1], DivergedError)
+    assert "at step 6" in str(failed[1])
+    assert trainings[1].run.status["state"] == "diverged"
+    for i in (0, 2):
+        close(trainings[i].run, train(seeds()[i], runs_dir=tmp_path / "alone"))
+
+
+@pytest.mark.parametrize("where", [(Optimizer, "stack"), (Replicates, "__call__")])
+def test_out_of_memory_is_every_runs_failure_and_names_the_remedy(seeds, tmp_path, monkeypatch, where):
+    def fail(*arguments):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(*where, fail)
+    failed = train_together({i: begin(config, tmp_path, None, Oversight()) for i, config in enumerate(seeds())})
+    (message,) = {str(error) for error in failed.values()}
+    assert message.endswith("objective.L or model.hidden_dim, or resources.together, which is 3 here, smaller")
+    assert {run.status["state"] for run in list_runs(tmp_path)} == {"failed"}
+
+
+def test_one_that_cannot_begin_and_one_that_is_done_leave_the_others(seeds, tmp_path):
+    configs = [*seeds(), seeds()[0].model_copy(update={"seed": 9, "device": "cuda:77"})]
+    done = train(configs[0], runs_dir=tmp_path)
+    outcomes = complete_together(tasks(configs, Work(tmp_path, k=2, binarised=False)))
+    assert [outcome.error is None for outcome in outcomes] == [True, True, True, False]
+    assert "cuda:77 is not there" in outcomes[3].error
+    assert outcomes[0].run.path == done.path
+    assert [outcome.run.status["state"] for outcome in outcomes[:3]] == ["completed"] * 3
+
+
+def test_a_stop_ends_all_of_them(seeds, tmp_path):
+    polls = iter(range(10**9))
+    planned = tasks(seeds(training={"epochs": 300}), Work(tmp_path, k=2, binarised=False))
+    with pytest.raises(InterruptedRunError):
+        complete_together(planned, lambda: next(polls) > 40)
+    assert [run.status["state"] for run in list_runs(tmp_path)] == ["interrupted"] * 3
+
+
+@pytest.mark.parametrize(
+    ("at_most", "jobs", "groups"),
+    [
+        (16, 1, [(0, 1, 2, 4, 5), (3,), (6,), (7,)]),
+        (2, 1, [(0, 1), (2, 4), (3,), (5,), (6,), (7,)]),
+        (16, 2, [(0, 1, 2, 4), (3,), (5,), (6,), (7,)]),
+        (16, 4, [(0, 1), (2, 4), (3,), (5,), (6,), (7,)]),
+        (1, 1, [(0,), (1,), (2,), (3,), (4,), (5,), (6,), (7,)]),
+    ],
+)
+def test_on_cuda_the_seeds_of_a_config_are_trained_together(small, monkeypatch, tmp_path, at_most, jobs, groups):
+    config = small(device="auto")
+    configs = [config.model_copy(update={"seed": seed}) for seed in range(6)]
+    configs[3] = small(device="auto", seed=3, model={"latent_dim": 2})
+    configs += [small(seed=6), small(seed=7)]  # on the CPU
+    planned = {i: Task(config, None, Work(tmp_path)) for i, config in enumerate(configs)}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pool.in_groups(planned, at_most, jobs) == groups
+
+
+def test_where_there_is_no_such_device_every_run_says_so_for_itself(small, tmp_path):
+    planned = {i: Task(small(device="cuda:77", seed=i), None, Work(tmp_path)) for i in range(2)}
+    assert pool.in_groups(planned, 16, 1) == [(0,), (1,)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_many_runs_go_in_groups_to_the_same_ends(small, tmp_path, monkeypatch, jobs):
+    configs = [small(seed=seed, training={"epochs": 2}) for seed in range(5)]
+    work = Work(tmp_path / "alone", k=2, binarised=False)
+    alone = run_all(configs, work)
+    monkeypatch.setattr(pool, "_is_cuda", lambda device: True)
+    together = run_all(
+        configs, replace(work, runs_dir=tmp_path / "together"), jobs=jobs, resources=Resources(together=3)
+    )
+    assert [outcome.seed for outcome in together] == list(range(5))
+    for one, other in zip(alone, together, strict=True):
+        assert other.error is None
+        assert other.figures["elbo"] == pytest.approx(one.figures["elbo"], abs=1e-3)
+        assert load_checkpoint(other.run.last).conditions[TOGETHER] == ("2" if one.seed > 2 else "3")
+
+
+def test_an_error_of_any_kind_is_told_in_words(seeds, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "vaecli.training.session.begin", lambda *arguments, **more: (_ for _ in ()).throw(VaecliError("no"))
+    )
+    outcomes = complete_together(tasks(seeds(), Work(tmp_path, k=2)))
+    assert [outcome.error for outcome in outcomes] == ["no"] * 3
