@@ -22,7 +22,7 @@ from vaecli.config.loading import dump_config
 from vaecli.reports.sweepreport import write_sweep_report
 from vaecli.runs.archive import pack
 from vaecli.sweeps import ray_driver as cluster
-from vaecli.sweeps.jobs import Task, Work, complete
+from vaecli.sweeps.jobs import Job, JobOptions, complete
 from vaecli.sweeps.ray_worker import Delivery, Leg
 from vaecli.sweeps.sweep import Sweep, Swept, load_sweep, run_sweep
 
@@ -47,7 +47,7 @@ def main() -> None:
 
 def _simulate(directory: Path, n_runs: int, at_a_time: int, seconds: float) -> None:
     sweep = _sweep(directory, n_runs)
-    real = complete(Task(sweep.configs[0], None, Work(directory / "real", k=1, binarised=False)))
+    real = complete(Job(sweep.configs[0], None, JobOptions(directory / "real", k=1, binarised=False)))
     assert real.run is not None, real.error
     files = pack(real.run)
     size = sum(map(len, files.values())) / 1e6

@@ -55,5 +55,5 @@ class LimitReachedError(InterruptedRunError):
     exit_code: ClassVar[int] = 6
 
 
-class OtherBitsWarning(UserWarning):
+class ReproducibilityWarning(UserWarning):
     """A run goes on under other conditions than before, and may not end in the same bits as an uncut one."""

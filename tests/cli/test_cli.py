@@ -406,7 +406,7 @@ def test_a_run_that_comes_to_its_limit_is_resumable(vae, config):
     assert (code, err) == (2, "vae: 'soon': is no duration; write 90s, 45m, 2h, 1h30m or 2d\n")
 
 
-@pytest.mark.filterwarnings("default::vaecli.errors.OtherBitsWarning")
+@pytest.mark.filterwarnings("default::vaecli.errors.ReproducibilityWarning")
 def test_other_conditions_are_a_note(vae, config):
     vae("train", "--config", config, "--max-images", "50")
     (run,) = list_runs(Path("runs"))

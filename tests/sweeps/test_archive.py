@@ -8,7 +8,7 @@ from vaecli.errors import LimitReachedError, VaecliError
 from vaecli.runs import archive as shipping
 from vaecli.runs.archive import pack, store, unpack
 from vaecli.runs.run import Run, list_runs
-from vaecli.sweeps.jobs import Task, Work, complete, done_before
+from vaecli.sweeps.jobs import Job, JobOptions, complete, done_before
 from vaecli.training.session import resume, train
 from vaecli.training.stopping import Limit
 
@@ -68,13 +68,13 @@ def test_a_delivery_that_is_cut_at_any_file_leaves_a_run_that_goes_on_to_the_sam
 
 
 def test_a_run_whose_delivery_is_cut_is_not_taken_for_done_before_all_of_it_is_there(small, tmp_path, store_some):
-    config, there = small(), Work(tmp_path / "there", k=2, binarised=False)
-    done = complete(Task(config, None, there))
+    config, there = small(), JobOptions(tmp_path / "there", k=2, binarised=False)
+    done = complete(Job(config, None, there))
     before, after = pack(train(config, runs_dir=tmp_path / "cut")), pack(done.run)
     for most in range(len(after) + 1):
         run = unpack(before, tmp_path / "here" / "small" / f"cut-{most}")
         store_some(after, run, most)
-        task = Task(config, run, Work(tmp_path / "here", k=2, binarised=False))
+        task = Job(config, run, JobOptions(tmp_path / "here", k=2, binarised=False))
         for outcome in (done_before(task), complete(task)):
             if outcome is not None:
                 assert outcome.error is None

@@ -12,7 +12,7 @@ from vaecli.reports.report import ACROSS, WITHIN, Difference, write_report
 from vaecli.runs.run import list_runs
 from vaecli.sweeps import local as pool
 from vaecli.sweeps.comparison import Comparison, compare, member
-from vaecli.sweeps.jobs import Outcome
+from vaecli.sweeps.jobs import JobResult
 from vaecli.sweeps.news import News
 from vaecli.training.session import train
 
@@ -70,7 +70,7 @@ def test_a_run_that_fails_takes_no_other_with_it(run_comparison, tmp_path, monke
 
     def fail(tasks, stop):
         if tasks[0].config.model.decoder == "gaussian":
-            return [Outcome(task.config, None, error="training diverged: at step 3") for task in tasks]
+            return [JobResult(task.config, None, error="training diverged: at step 3") for task in tasks]
         return complete_together(tasks, stop)
 
     monkeypatch.setattr(pool, "complete_together", fail)
@@ -158,7 +158,7 @@ def test_a_better_decoder_is_called_better_only_when_both_tests_agree(tmp_path, 
     for decoder, mean in (("bernoulli", 100.0), ("gaussian", 90.0)):
         for seed in range(3):
             figures = {"binarised_nll": mean + 0.1 * seed, "observed": "x", "caveat": None}
-            outcomes.append(Outcome(member(base, decoder, seed), None, figures))
+            outcomes.append(JobResult(member(base, decoder, seed), None, figures))
     found = Comparison(base, ("bernoulli", "gaussian"), (0, 1, 2), 5, tuple(outcomes))
 
     (difference,) = report._differences(found)
@@ -196,7 +196,7 @@ def test_decoders_are_ranked_with_a_sign_that_says_whether_neighbours_differ():
     for decoder, value in values.items():
         for seed in range(3):
             figures = {"binarised_nll": value + 0.3 * seed, "observed": "x", "caveat": None}
-            outcomes.append(Outcome(member(Config(), decoder, seed), None, figures))
+            outcomes.append(JobResult(member(Config(), decoder, seed), None, figures))
     found = Comparison(Config(), tuple(values), (0, 1, 2), 5, tuple(outcomes))
     pairs = (("gaussian", "bernoulli", 0.01), ("i-gaussian", "bernoulli", 0.01), ("gaussian", "i-gaussian", 0.7))
     differences = [Difference("binarised NLL", a, b, 1.0, 2, p, p) for a, b, p in pairs]

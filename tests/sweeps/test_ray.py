@@ -19,12 +19,12 @@ from pydantic import ValidationError
 from identical import traces
 from vaecli.config.loading import dump_config
 from vaecli.data import sources
-from vaecli.errors import InterruptedRunError, LimitReachedError, OtherBitsWarning, UsageError
+from vaecli.errors import InterruptedRunError, LimitReachedError, ReproducibilityWarning, UsageError
 from vaecli.files import lock
 from vaecli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vaecli.runs.run import LOCK, list_runs
 from vaecli.sweeps.execution import run_all
-from vaecli.sweeps.jobs import Resources, Work
+from vaecli.sweeps.jobs import JobOptions, Resources
 from vaecli.training.session import train
 from vaecli.training.stopping import Limit
 
@@ -52,7 +52,7 @@ def cluster():
 
 @pytest.fixture
 def work(tmp_path):
-    return Work(tmp_path / "runs", k=3, binarised=False)
+    return JobOptions(tmp_path / "runs", k=3, binarised=False)
 
 
 def delivered(runs_dir: Path) -> bool:
@@ -86,7 +86,7 @@ def test_a_node_that_dies_midway_changes_nothing_but_the_time(cluster, work, sma
     outcomes = run_all(configs, work, engine="ray", resources=OFTEN, stop=kill_a_node)
     assert lost
     assert [outcome.error for outcome in outcomes] == [None] * 4
-    here = run_all(configs, Work(tmp_path / "here", k=3, binarised=False), jobs=2, resources=Resources())
+    here = run_all(configs, JobOptions(tmp_path / "here", k=3, binarised=False), jobs=2, resources=Resources())
     for there, alone in zip(outcomes, here, strict=True):
         assert traces(there.run) == traces(alone.run)
         assert comparable(there.figures) == comparable(alone.figures)
@@ -201,7 +201,7 @@ def test_a_run_that_goes_on_under_other_conditions_says_so_and_its_images_come_a
         train(config, runs_dir=work.runs_dir, limit=Limit(images=70))
     (cut,) = list_runs(work.runs_dir)
     save_checkpoint(cut.last, replace(load_checkpoint(cut.last), conditions={"torch": "1.0"}))
-    with pytest.warns(OtherBitsWarning, match=r"torch 1\.0 before"):
+    with pytest.warns(ReproducibilityWarning, match=r"torch 1\.0 before"):
         (outcome,) = run_all([config], work, engine="ray")
     assert outcome.error is None
     assert outcome.run.environment["data_sha256"] == hashlib.sha256((tmp_path / "faces.npz").read_bytes()).hexdigest()

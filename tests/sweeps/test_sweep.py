@@ -22,7 +22,7 @@ from vaecli.reports.sweepreport import write_sweep_report
 from vaecli.runs.run import list_runs
 from vaecli.sweeps import local as pool
 from vaecli.sweeps.execution import run_all
-from vaecli.sweeps.jobs import Outcome, Resources, Work, done_before, tasks
+from vaecli.sweeps.jobs import JobOptions, JobResult, Resources, done_before, tasks
 from vaecli.sweeps.sweep import Swept, load_sweep, run_sweep
 from vaecli.training.session import train
 
@@ -147,7 +147,7 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on_to_the_same_bit
         return False
 
     outcomes = run_all(
-        configs, Work(tmp_path / "runs", k=2, binarised=False), jobs=2, resources=Resources(), stop=kill_once
+        configs, JobOptions(tmp_path / "runs", k=2, binarised=False), jobs=2, resources=Resources(), stop=kill_once
     )
     assert killed
     assert [outcome.error for outcome in outcomes] == [None] * 3
@@ -176,7 +176,7 @@ def test_a_run_that_kills_its_process_fails_alone(small, tmp_path):
         return False
 
     configs = [small(seed=seed, training={"epochs": 3000 if seed == 0 else 2}) for seed in range(2)]
-    work = Work(tmp_path / "runs", k=2, binarised=False)
+    work = JobOptions(tmp_path / "runs", k=2, binarised=False)
     first, second = run_all(configs, work, jobs=2, resources=Resources(), stop=kill_always)
     assert first.error == "its process was killed twice"
     assert second.error is None
@@ -190,7 +190,7 @@ def test_processes_that_cannot_begin_are_an_error_and_no_endless_loop(small, tmp
     monkeypatch.setattr(pool, "_start_worker", _fail)
     configs = [small(seed=seed) for seed in range(2)]
     with pytest.raises(VaecliError, match="end as soon as they begin; try --jobs 1"):
-        run_all(configs, Work(tmp_path / "runs"), jobs=2)
+        run_all(configs, JobOptions(tmp_path / "runs"), jobs=2)
 
 
 def test_settings_by_their_keys():
@@ -209,7 +209,7 @@ def test_a_plot_has_a_line_for_every_choice_and_a_chart_for_every_support(write,
         figures = dict.fromkeys(("bits_per_dim", "binarised_nll", "pixels_at_floor", "binarised_is_loose", "caveat"))
         figures |= {"elbo": -100.0 + config.seed, "observed": "x", "effective_sample_size": 9, "active_units": 16,
                     "kl_per_dimension": [1.0]}  # fmt: skip
-        outcomes.append(Outcome(config, None, figures))
+        outcomes.append(JobResult(config, None, figures))
     results = write_sweep_report(Swept(sweep, tuple(outcomes)), tmp_path)
     assert [run["elbo"] for run in results["runs"]] == [-100.0, -99.0] * 4
     content = (tmp_path / "report.md").read_text()
@@ -219,7 +219,7 @@ def test_a_plot_has_a_line_for_every_choice_and_a_chart_for_every_support(write,
 
 
 def test_what_is_done_already_is_told_at_once_and_starts_nothing(small, tmp_path, monkeypatch):
-    work = Work(tmp_path / "runs", k=2, binarised=False)
+    work = JobOptions(tmp_path / "runs", k=2, binarised=False)
     configs = [small(seed=0), small(seed=1, data={"validation": 0})]
     first = run_all(configs, work)
     monkeypatch.setattr("vaecli.sweeps.local.complete_together", None)
@@ -229,7 +229,7 @@ def test_what_is_done_already_is_told_at_once_and_starts_nothing(small, tmp_path
 
 
 def test_a_known_run_whose_evaluation_is_damaged_or_another_is_not_done(small, tmp_path):
-    config, work = small(), Work(tmp_path / "runs", k=2, binarised=False)
+    config, work = small(), JobOptions(tmp_path / "runs", k=2, binarised=False)
     (done,) = run_all([config], work)
     (task,) = tasks([config], work)
     assert done_before(task) == done

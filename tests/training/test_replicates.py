@@ -7,15 +7,15 @@ import torch
 
 from identical import traces
 from vaecli.devices import TOGETHER
-from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError, OtherBitsWarning, VaecliError
+from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError, ReproducibilityWarning, VaecliError
 from vaecli.runs.checkpoint import load_checkpoint
 from vaecli.runs.run import list_runs
 from vaecli.sweeps import local as pool
 from vaecli.sweeps.execution import run_all
-from vaecli.sweeps.jobs import Resources, Task, Work, complete_together, tasks
+from vaecli.sweeps.jobs import Job, JobOptions, Resources, complete_together, tasks
 from vaecli.training.optimizers import Optimizer
 from vaecli.training.replicates import train_together
-from vaecli.training.session import Oversight, begin, go_on, resume, train
+from vaecli.training.session import Controls, begin, go_on, resume, train
 from vaecli.training.step import Replicates
 from vaecli.training.stopping import Limit
 
@@ -38,7 +38,7 @@ def close(one, other) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"model": {"decoder": "gaussian"}, "optimizer": {"name": "adagrad"}}])
 def test_each_run_is_what_it_is_alone(seeds, tmp_path, settings):
-    trainings = dict(enumerate(begin(config, tmp_path / "together", None, Oversight()) for config in seeds(**settings)))
+    trainings = dict(enumerate(begin(config, tmp_path / "together", None, Controls()) for config in seeds(**settings)))
     assert train_together(trainings) == {}
     for config, training in zip(seeds(**settings), trainings.values(), strict=True):
         alone = train(config, runs_dir=tmp_path / "alone")
@@ -49,20 +49,20 @@ def test_each_run_is_what_it_is_alone(seeds, tmp_path, settings):
 
 
 def test_runs_that_are_stopped_go_on_together_to_the_same_bits(seeds, tmp_path):
-    uncut = {i: begin(config, tmp_path / "uncut", None, Oversight()) for i, config in enumerate(seeds())}
+    uncut = {i: begin(config, tmp_path / "uncut", None, Controls()) for i, config in enumerate(seeds())}
     train_together(uncut)
-    cut = {i: begin(c, tmp_path / "cut", None, Oversight(limit=Limit(images=75))) for i, c in enumerate(seeds())}
+    cut = {i: begin(c, tmp_path / "cut", None, Controls(limit=Limit(images=75))) for i, c in enumerate(seeds())}
     assert {type(error) for error in train_together(cut).values()} == {LimitReachedError}
-    rest = {i: go_on(training.run, None, None, Oversight(), replicates=3) for i, training in cut.items()}
+    rest = {i: go_on(training.run, None, None, Controls(), replicates=3) for i, training in cut.items()}
     assert train_together(rest) == {}
     for i, training in uncut.items():
         assert traces(rest[i].run) == traces(training.run)
 
 
 def test_a_run_that_goes_on_alone_says_that_its_bits_may_be_others(seeds, tmp_path):
-    cut = {i: begin(c, tmp_path / "cut", None, Oversight(limit=Limit(images=75))) for i, c in enumerate(seeds())}
+    cut = {i: begin(c, tmp_path / "cut", None, Controls(limit=Limit(images=75))) for i, c in enumerate(seeds())}
     train_together(cut)
-    with pytest.warns(OtherBitsWarning, match="runs trained together 3 before, 1 now"):
+    with pytest.warns(ReproducibilityWarning, match="runs trained together 3 before, 1 now"):
         rest = resume(cut[0].run)
     close(rest, train(seeds()[0], runs_dir=tmp_path / "alone"))
 
@@ -74,8 +74,8 @@ def test_runs_at_different_steps_go_on_side_by_side(seeds, tmp_path):
     with pytest.raises(LimitReachedError):
         train(second, runs_dir=tmp_path / "together", limit=limit)
     (cut,) = list_runs(tmp_path / "together")
-    trainings = {0: begin(first, tmp_path / "together", None, Oversight()), 1: go_on(cut, None, None, Oversight())}
-    trainings[2] = begin(third, tmp_path / "together", None, Oversight())
+    trainings = {0: begin(first, tmp_path / "together", None, Controls()), 1: go_on(cut, None, None, Controls())}
+    trainings[2] = begin(third, tmp_path / "together", None, Controls())
     assert train_together(trainings) == {}
     assert [training.state.replicates for training in trainings.values()] == [3, 3, 3]  # those behind have caught up
     for config, training in zip(seeds(), trainings.values(), strict=True):
@@ -92,7 +92,7 @@ def test_a_run_that_diverges_leaves_the_others(seeds, tmp_path):
                 next(trainings[1].state.vae.parameters()).fill_(float("nan"))
 
     for i, config in enumerate(seeds()):
-        trainings[i] = begin(config, tmp_path / "together", None, Oversight(spoil) if i == 1 else Oversight())
+        trainings[i] = begin(config, tmp_path / "together", None, Controls(spoil) if i == 1 else Controls())
     failed = train_together(trainings)
     assert failed.keys() == {1}
     assert isinstance(failed[1], DivergedError)
@@ -108,7 +108,7 @@ def test_out_of_memory_is_every_runs_failure_and_names_the_remedy(seeds, tmp_pat
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(*where, fail)
-    failed = train_together({i: begin(config, tmp_path, None, Oversight()) for i, config in enumerate(seeds())})
+    failed = train_together({i: begin(config, tmp_path, None, Controls()) for i, config in enumerate(seeds())})
     (message,) = {str(error) for error in failed.values()}
     assert message.endswith("objective.L or model.hidden_dim, or resources.together, which is 3 here, smaller")
     assert {run.status["state"] for run in list_runs(tmp_path)} == {"failed"}
@@ -117,7 +117,7 @@ def test_out_of_memory_is_every_runs_failure_and_names_the_remedy(seeds, tmp_pat
 def test_one_that_cannot_begin_and_one_that_is_done_leave_the_others(seeds, tmp_path):
     configs = [*seeds(), seeds()[0].model_copy(update={"seed": 9, "device": "cuda:77"})]
     done = train(configs[0], runs_dir=tmp_path)
-    outcomes = complete_together(tasks(configs, Work(tmp_path, k=2, binarised=False)))
+    outcomes = complete_together(tasks(configs, JobOptions(tmp_path, k=2, binarised=False)))
     assert [outcome.error is None for outcome in outcomes] == [True, True, True, False]
     assert "cuda:77 is not there" in outcomes[3].error
     assert outcomes[0].run.path == done.path
@@ -126,7 +126,7 @@ def test_one_that_cannot_begin_and_one_that_is_done_leave_the_others(seeds, tmp_
 
 def test_a_stop_ends_all_of_them(seeds, tmp_path):
     polls = iter(range(10**9))
-    planned = tasks(seeds(training={"epochs": 300}), Work(tmp_path, k=2, binarised=False))
+    planned = tasks(seeds(training={"epochs": 300}), JobOptions(tmp_path, k=2, binarised=False))
     with pytest.raises(InterruptedRunError):
         complete_together(planned, lambda: next(polls) > 40)
     assert [run.status["state"] for run in list_runs(tmp_path)] == ["interrupted"] * 3
@@ -147,20 +147,20 @@ def test_on_cuda_the_seeds_of_a_config_are_trained_together(small, monkeypatch, 
     configs = [config.model_copy(update={"seed": seed}) for seed in range(6)]
     configs[3] = small(device="auto", seed=3, model={"latent_dim": 2})
     configs += [small(seed=6), small(seed=7)]  # on the CPU
-    planned = {i: Task(config, None, Work(tmp_path)) for i, config in enumerate(configs)}
+    planned = {i: Job(config, None, JobOptions(tmp_path)) for i, config in enumerate(configs)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert pool.in_groups(planned, at_most, jobs) == groups
 
 
 def test_where_there_is_no_such_device_every_run_says_so_for_itself(small, tmp_path):
-    planned = {i: Task(small(device="cuda:77", seed=i), None, Work(tmp_path)) for i in range(2)}
+    planned = {i: Job(small(device="cuda:77", seed=i), None, JobOptions(tmp_path)) for i in range(2)}
     assert pool.in_groups(planned, 16, 1) == [(0,), (1,)]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_many_runs_go_in_groups_to_the_same_ends(small, tmp_path, monkeypatch, jobs):
     configs = [small(seed=seed, training={"epochs": 2}) for seed in range(5)]
-    work = Work(tmp_path / "alone", k=2, binarised=False)
+    work = JobOptions(tmp_path / "alone", k=2, binarised=False)
     alone = run_all(configs, work)
     monkeypatch.setattr(pool, "_is_cuda", lambda device: True)
     together = run_all(
@@ -177,5 +177,5 @@ def test_an_error_of_any_kind_is_told_in_words(seeds, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "vaecli.training.session.begin", lambda *arguments, **more: (_ for _ in ()).throw(VaecliError("no"))
     )
-    outcomes = complete_together(tasks(seeds(), Work(tmp_path, k=2)))
+    outcomes = complete_together(tasks(seeds(), JobOptions(tmp_path, k=2)))
     assert [outcome.error for outcome in outcomes] == ["no"] * 3

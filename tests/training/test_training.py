@@ -17,7 +17,7 @@ from vaecli.errors import (
     DivergedError,
     InterruptedRunError,
     LimitReachedError,
-    OtherBitsWarning,
+    ReproducibilityWarning,
     UsageError,
     VaecliError,
 )  # fmt: skip
@@ -314,7 +314,7 @@ def test_other_conditions_are_said_to_change_the_bits(small, tmp_path):
     message = f"torch 2.0 before, {torch.__version__} now; 1000 threads, on"
     monkey = pytest.MonkeyPatch()
     monkey.setattr(torch, "set_num_threads", lambda n: None)
-    with monkey.context(), pytest.warns(OtherBitsWarning, match=re.escape(message)):
+    with monkey.context(), pytest.warns(ReproducibilityWarning, match=re.escape(message)):
         resume(run)
 
 

@@ -8,7 +8,7 @@ import warnings
 from typing import Any
 
 from vaecli.cli.app import app, note
-from vaecli.errors import ConfigError, OtherBitsWarning, VaecliError
+from vaecli.errors import ConfigError, ReproducibilityWarning, VaecliError
 
 
 def main() -> None:
@@ -26,7 +26,7 @@ def main() -> None:
     show = warnings.showwarning
 
     def show_as_note(message: Warning | str, category: type[Warning], *where: Any) -> None:
-        if issubclass(category, OtherBitsWarning):
+        if issubclass(category, ReproducibilityWarning):
             note(str(message))
         else:
             show(message, category, *where)

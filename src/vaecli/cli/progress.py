@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vaecli.runs.run import Run
-    from vaecli.sweeps.jobs import Outcome
+    from vaecli.sweeps.jobs import JobResult
     from vaecli.sweeps.news import News, Watch
     from vaecli.training.recorder import Report
 
@@ -149,7 +149,7 @@ class _Tally:
         self._keys = keys
         self._told = 0
         self._failed = 0
-        self._best: dict[str, Outcome] = {}
+        self._best: dict[str, JobResult] = {}
         """The highest ELBO of each support: those of two supports cannot be compared."""
 
     def add(self, news: News) -> Iterator[str]:
@@ -181,7 +181,7 @@ class _Tally:
         return table
 
 
-def _outcome_line(outcome: Outcome, keys: Sequence[str]) -> str:
+def _outcome_line(outcome: JobResult, keys: Sequence[str]) -> str:
     what = outcome.error or f"ELBO {outcome.figures['elbo']:.2f} nats (test)"
     what += f" ({outcome.figures['caveat']})" if outcome.figures.get("caveat") else ""
     return f"{label(outcome.config, keys)}: {what}"

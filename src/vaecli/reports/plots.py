@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vaecli.config.likelihoods import LIKELIHOODS
 from vaecli.evaluation.generation import reconstruct, sample
 from vaecli.sweeps.comparison import Comparison
-from vaecli.sweeps.jobs import Outcome
+from vaecli.sweeps.jobs import JobResult
 
 COLOURS = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
 COLUMNS, ROWS = 5, 3
@@ -91,7 +91,7 @@ def curves(comparison: Comparison) -> Figure:
     return figure
 
 
-def _curve(outcome: Outcome) -> tuple[list[int], list[float]]:
+def _curve(outcome: JobResult) -> tuple[list[int], list[float]]:
     assert outcome.run is not None
     rows = [row for row in outcome.run.metrics if row["split"] == "validation" and row["elbo"] is not None]
     rows = rows or [row for row in outcome.run.metrics if row["elbo"] is not None]

@@ -20,7 +20,7 @@ from vaecli.files import write_atomically, write_json, write_text
 from vaecli.reports import plots as figures
 from vaecli.reports.statistics import LEVEL, holm, interval, paired, welch
 from vaecli.sweeps.comparison import Comparison
-from vaecli.sweeps.jobs import Outcome, values
+from vaecli.sweeps.jobs import JobResult, values
 
 FLOORED, COLLAPSED = 0.01, 0.5
 """Shares beyond which a report warns: of scales on their floor, and of latent units that are not active."""
@@ -169,7 +169,7 @@ def _table(comparison: Comparison, decoders: tuple[str, ...], columns: tuple[Col
 
 
 def table(
-    groups: Mapping[tuple[str, ...], Sequence[Outcome]], names: tuple[str, ...], columns: tuple[Column, ...]
+    groups: Mapping[tuple[str, ...], Sequence[JobResult]], names: tuple[str, ...], columns: tuple[Column, ...]
 ) -> dict[str, Any]:
     """Rows of figures over the runs of each group, as the templates show them.
 
@@ -254,7 +254,7 @@ def _warnings(comparison: Comparison) -> list[str]:
     return warnings({decoder: comparison.of(decoder) for decoder in comparison.decoders})
 
 
-def warnings(groups: Mapping[str, Sequence[Outcome]]) -> list[str]:
+def warnings(groups: Mapping[str, Sequence[JobResult]]) -> list[str]:
     """What to know before reading figures: each warning once, with the groups of runs that it is about."""
     about: dict[str, list[str]] = {}
     for name, outcomes in groups.items():
@@ -265,7 +265,7 @@ def warnings(groups: Mapping[str, Sequence[Outcome]]) -> list[str]:
     return [f"{text}: {', '.join(names)}" for text, names in about.items()]
 
 
-def _warnings_of(outcome: Outcome) -> list[str]:
+def _warnings_of(outcome: JobResult) -> list[str]:
     seen, found = outcome.figures, []
     if seen["caveat"]:
         found.append(f"The bound is {seen['caveat']}")
@@ -293,7 +293,7 @@ def _results(comparison: Comparison, content: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def figures_of(outcome: Outcome) -> dict[str, Any]:
+def figures_of(outcome: JobResult) -> dict[str, Any]:
     """A run's line in the results: where it is, what went wrong, and every figure of its evaluation."""
     figures = {k: v for k, v in outcome.figures.items() if k not in {"run", "decoder", "seed", "path"}}
     return {"run": None if outcome.run is None else str(outcome.run.path), "error": outcome.error} | figures

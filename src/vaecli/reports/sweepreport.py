@@ -13,7 +13,7 @@ from vaecli.config.settings import label, setting
 from vaecli.reports import plots as figures
 from vaecli.reports.report import ACROSS, WITHIN, figures_of, table, warnings, write_files
 from vaecli.reports.statistics import interval
-from vaecli.sweeps.jobs import Outcome, values
+from vaecli.sweeps.jobs import JobResult, values
 from vaecli.sweeps.sweep import Swept
 
 SEED = "seed"
@@ -34,7 +34,7 @@ def write_sweep_report(swept: Swept, out: Path) -> dict[str, Any]:
     axes = [key for key in keys if key != SEED]
     done = [outcome for outcome in swept.outcomes if not outcome.error]
     groups = _grouped(done, axes)
-    supports: dict[str, list[Outcome]] = {}
+    supports: dict[str, list[JobResult]] = {}
     for outcome in done:
         supports.setdefault(_support(outcome), []).append(outcome)
     within = [
@@ -66,16 +66,16 @@ def write_sweep_report(swept: Swept, out: Path) -> dict[str, Any]:
     return results
 
 
-def _support(outcome: Outcome) -> str:
+def _support(outcome: JobResult) -> str:
     """What the run's bound is a statement about: only bounds of one such may be compared."""
     caveat = outcome.figures["caveat"]
     observed = outcome.figures["observed"]
     return f"{outcome.config.model.likelihood.support.value}, pixels {observed}" + (f": {caveat}" if caveat else "")
 
 
-def _grouped(outcomes: Sequence[Outcome], axes: Sequence[str]) -> dict[tuple[str, ...], list[Outcome]]:
+def _grouped(outcomes: Sequence[JobResult], axes: Sequence[str]) -> dict[tuple[str, ...], list[JobResult]]:
     """Runs that differ in nothing but the seed, by their settings."""
-    groups: dict[tuple[str, ...], list[Outcome]] = {}
+    groups: dict[tuple[str, ...], list[JobResult]] = {}
     for outcome in outcomes:
         groups.setdefault(tuple(str(setting(outcome.config, key)) for key in axes), []).append(outcome)
     return groups
@@ -85,17 +85,17 @@ def _short(keys: Sequence[str]) -> tuple[str, ...]:
     return tuple(key.rpartition(".")[2] for key in keys)
 
 
-def _seen(outcomes: Sequence[Outcome], key: str) -> str:
+def _seen(outcomes: Sequence[JobResult], key: str) -> str:
     return ", ".join(dict.fromkeys(str(setting(outcome.config, key)) for outcome in outcomes))
 
 
-def _is_numeric(outcomes: Sequence[Outcome], key: str) -> bool:
+def _is_numeric(outcomes: Sequence[JobResult], key: str) -> bool:
     """Whether a setting takes several values that can stand on an axis."""
     seen = [setting(outcome.config, key) for outcome in outcomes]
     return len(set(map(str, seen))) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in seen)
 
 
-def _plot(supports: dict[str, list[Outcome]], key: str, axes: Sequence[str]) -> Figure:
+def _plot(supports: dict[str, list[JobResult]], key: str, axes: Sequence[str]) -> Figure:
     """The ELBO over a setting, one chart for each support: a line for each choice of the others, a band over seeds."""
     figure = Figure(figsize=(5.2 * len(supports), 4.2), layout="constrained")
     others = [axis for axis in axes if axis != key]
@@ -114,8 +114,8 @@ def _plot(supports: dict[str, list[Outcome]], key: str, axes: Sequence[str]) -> 
     return figure
 
 
-def _line(axis: Axes, outcomes: Sequence[Outcome], key: str, colour: Any, name: str) -> None:
-    at: dict[float, list[Outcome]] = {}
+def _line(axis: Axes, outcomes: Sequence[JobResult], key: str, colour: Any, name: str) -> None:
+    at: dict[float, list[JobResult]] = {}
     for outcome in outcomes:
         at.setdefault(setting(outcome.config, key), []).append(outcome)
     x = sorted(at)

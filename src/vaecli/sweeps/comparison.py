@@ -9,7 +9,7 @@ from vaecli.config.schema import Config
 from vaecli.data.sources import fingerprint
 from vaecli.sweeps.claims import claim
 from vaecli.sweeps.execution import run_all
-from vaecli.sweeps.jobs import Outcome, Work, values
+from vaecli.sweeps.jobs import JobOptions, JobResult, values
 from vaecli.sweeps.news import Watch, ignore
 from vaecli.training.stopping import Stop, never
 
@@ -26,11 +26,11 @@ class Comparison:
     decoders: tuple[str, ...]
     seeds: tuple[int, ...]
     k: int
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[JobResult, ...]
     data_dir: Path | None = None
     """Where torchvision's data sets are."""
 
-    def of(self, decoder: str) -> list[Outcome]:
+    def of(self, decoder: str) -> list[JobResult]:
         """The outcomes of a decoder that have figures."""
         return [o for o in self.outcomes if o.decoder == decoder and not o.error]
 
@@ -39,7 +39,7 @@ class Comparison:
         return values(self.of(decoder), name)
 
     @property
-    def failed(self) -> list[Outcome]:
+    def failed(self) -> list[JobResult]:
         """The runs that came to nothing."""
         return [o for o in self.outcomes if o.error]
 
@@ -84,7 +84,7 @@ def compare(
     terms = {"base": shared, "data_sha256": fingerprint(base.data.name), "k": k}
     claim(out, PLAN, terms, members)
     wanted = [member(base, decoder, seed) for seed in seeds for decoder in decoders]
-    outcomes = run_all(wanted, Work(runs_dir, data_dir, k), jobs=jobs, watch=watch, stop=stop)
+    outcomes = run_all(wanted, JobOptions(runs_dir, data_dir, k), jobs=jobs, watch=watch, stop=stop)
     in_order = sorted(outcomes, key=lambda o: (decoders.index(o.decoder), o.seed))
     return Comparison(base, tuple(decoders), seeds, k, tuple(in_order), data_dir)
 

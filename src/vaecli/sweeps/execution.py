@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 from vaecli.config.schema import Config
-from vaecli.sweeps.jobs import Outcome, Resources, Task, Work, done_before, tasks
+from vaecli.sweeps.jobs import Job, JobOptions, JobResult, Resources, done_before, tasks
 from vaecli.sweeps.news import Board, Watch, ignore
 from vaecli.training.stopping import Stop, never
 
@@ -19,7 +19,7 @@ SHARED = Resources(threads=None)
 
 def run_all(
     configs: Sequence[Config],
-    work: Work,
+    work: JobOptions,
     *,
     engine: Engine = "local",
     address: str | None = None,
@@ -27,7 +27,7 @@ def run_all(
     resources: Resources = SHARED,
     watch: Watch = ignore,
     stop: Stop = never,
-) -> tuple[Outcome, ...]:
+) -> tuple[JobResult, ...]:
     """Train and evaluate every config: in this process, in several, or on a Ray cluster.
 
     Args:
@@ -62,14 +62,14 @@ def run_all(
 
 
 def _outcomes(
-    planned: Mapping[int, Task],
+    planned: Mapping[int, Job],
     board: Board,
     stop: Stop,
     engine: Engine,
     address: str | None,
     jobs: int | None,
     resources: Resources,
-) -> Iterator[tuple[int, Outcome]]:
+) -> Iterator[tuple[int, JobResult]]:
     """Of all tasks, as they come."""
     if engine == "ray":
         from vaecli.sweeps.ray_driver import on_a_cluster  # noqa: PLC0415 (Ray is an extra)

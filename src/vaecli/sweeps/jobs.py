@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 
 from vaecli.config.schema import Config, Section
 from vaecli.data.sources import fingerprint
-from vaecli.errors import InterruptedRunError, OtherBitsWarning, VaecliError
+from vaecli.errors import InterruptedRunError, ReproducibilityWarning, VaecliError
 from vaecli.runs.run import Run, list_runs
 from vaecli.training.stopping import Stop, never
 
@@ -42,7 +42,7 @@ class Resources(Section):
 
 
 @dataclass(frozen=True)
-class Work:
+class JobOptions:
     """What is done with every config."""
 
     runs_dir: Path
@@ -54,17 +54,17 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Task:
+class Job:
     """One run to be had: trained and evaluated."""
 
     config: Config
     known: Run | None
     """The run, if it was begun before."""
-    work: Work
+    work: JobOptions
 
 
 @dataclass(frozen=True)
-class Outcome:
+class JobResult:
     """What came of one config."""
 
     config: Config
@@ -92,16 +92,16 @@ class Outcome:
             return arrays[name].astype(np.float64) if name in arrays.files else None
 
 
-def values(outcomes: Sequence[Outcome], name: str) -> list[float]:
+def values(outcomes: Sequence[JobResult], name: str) -> list[float]:
     """A figure over runs; empty where one has none."""
     found = [outcome.figures.get(name) for outcome in outcomes]
     return [] if None in found else [float(value) for value in found if value is not None]
 
 
-def tasks(configs: Sequence[Config], work: Work) -> list[Task]:
+def tasks(configs: Sequence[Config], work: JobOptions) -> list[Job]:
     """What is to be done, and what of it was begun before. Raises DataError."""
     known = {name: known_runs(work.runs_dir, fingerprint(name)) for name in {config.data.name for config in configs}}
-    return [Task(config, known[config.data.name].get(config.identity), work) for config in configs]
+    return [Job(config, known[config.data.name].get(config.identity), work) for config in configs]
 
 
 def known_runs(runs_dir: Path, data_sha256: str | None) -> dict[str, Run]:
@@ -122,7 +122,7 @@ def known_runs(runs_dir: Path, data_sha256: str | None) -> dict[str, Run]:
     return known
 
 
-def done_before(task: Task) -> Outcome | None:
+def done_before(task: Job) -> JobResult | None:
     """What came of a run that needs nothing more; its status tells, so that there may be very many of them."""
     run, work = task.known, task.work
     if run is None:
@@ -138,7 +138,7 @@ def done_before(task: Task) -> Outcome | None:
         return None  # whatever is damaged there is told of, or mended, where the run is completed
 
 
-def complete(task: Task, stop: Stop = never) -> Outcome:
+def complete(task: Job, stop: Stop = never) -> JobResult:
     """Train what is not trained, evaluate what is not evaluated.
 
     Raises:
@@ -148,7 +148,7 @@ def complete(task: Task, stop: Stop = never) -> Outcome:
     return outcome
 
 
-def complete_together(tasks: Sequence[Task], stop: Stop = never) -> list[Outcome]:
+def complete_together(tasks: Sequence[Job], stop: Stop = never) -> list[JobResult]:
     """The same for tasks whose configs differ in nothing but the seed, trained as one batched program."""
     runs, failed = _trained(tasks, stop)
     stopped = [error for error in failed.values() if isinstance(error, InterruptedRunError)]
@@ -162,16 +162,16 @@ def complete_together(tasks: Sequence[Task], stop: Stop = never) -> list[Outcome
     return outcomes
 
 
-def _trained(tasks: Sequence[Task], stop: Stop) -> tuple[dict[int, Run], dict[int, Exception]]:
+def _trained(tasks: Sequence[Job], stop: Stop) -> tuple[dict[int, Run], dict[int, Exception]]:
     """The run of every task, by its place among them, or what went wrong with it."""
     from vaecli.training.replicates import train_together  # noqa: PLC0415 (torch)
-    from vaecli.training.session import Oversight, Training, begin, go_on, in_words  # noqa: PLC0415
+    from vaecli.training.session import Controls, Training, begin, go_on, in_words  # noqa: PLC0415
 
     runs = {i: t.known for i, t in enumerate(tasks) if t.known and t.known.status.get("state") in FINISHED}
     trainings: dict[int, Training] = {}
     failed: dict[int, Exception] = {}
     said = _Said(stop)
-    n, oversight = len(tasks) - len(runs), Oversight(stop=said)
+    n, oversight = len(tasks) - len(runs), Controls(stop=said)
     for i, task in enumerate(tasks):
         work, beside = task.work, next(iter(trainings.values()), None)
         try:
@@ -185,7 +185,7 @@ def _trained(tasks: Sequence[Task], stop: Stop) -> tuple[dict[int, Run], dict[in
         message = (
             "runs that are trained together were cut at different steps, and may not end in the bits of uncut ones"
         )
-        warnings.warn(message, OtherBitsWarning, stacklevel=2)
+        warnings.warn(message, ReproducibilityWarning, stacklevel=2)
     failed |= train_together(trainings, said.ask)
     return runs | {i: training.run for i, training in trainings.items()}, failed
 
@@ -205,7 +205,7 @@ class _Said:
         return self._said
 
 
-def _outcome(task: Task, run: Run) -> Outcome:
+def _outcome(task: Job, run: Run) -> JobResult:
     """Of a run that is trained; it is evaluated, if it is not yet."""
     from vaecli.evaluation.evaluate import evaluate, evaluation_path  # noqa: PLC0415 (torch)
 
@@ -219,15 +219,15 @@ def _outcome(task: Task, run: Run) -> Outcome:
         return _failure(task, run, error)
 
 
-def _failure(task: Task, run: Run | None, error: Exception) -> Outcome:
+def _failure(task: Job, run: Run | None, error: Exception) -> JobResult:
     what = str(error) if isinstance(error, VaecliError) else f"{type(error).__name__}: {error}"
-    return Outcome(task.config, run, error=what)
+    return JobResult(task.config, run, error=what)
 
 
-def evaluated(config: Config, run: Run, path: Path) -> Outcome:
+def evaluated(config: Config, run: Run, path: Path) -> JobResult:
     """The outcome of a run whose evaluation stands in a file."""
     figures = json.loads(path.read_text())
-    return Outcome(config, run, figures | {"seconds_per_epoch": _seconds_per_epoch(run), "path": str(path)})
+    return JobResult(config, run, figures | {"seconds_per_epoch": _seconds_per_epoch(run), "path": str(path)})
 
 
 def _seconds_per_epoch(run: Run) -> float:

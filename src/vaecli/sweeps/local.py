@@ -10,15 +10,15 @@ from multiprocessing.synchronize import Event
 from threading import Thread
 
 from vaecli.errors import InterruptedRunError, VaecliError
-from vaecli.sweeps.jobs import Outcome, Task, complete_together, tasks
+from vaecli.sweeps.jobs import Job, JobResult, complete_together, tasks
 from vaecli.sweeps.news import Board
-from vaecli.training.stopping import Stop, deaf_to_the_terminal
+from vaecli.training.stopping import Stop, block_sigint
 
 Group = tuple[int, ...]
 """The numbers of tasks that are done as one, being of one config with several seeds; mostly of one task."""
 
 
-def in_groups(planned: Mapping[int, Task], at_most: int, jobs: int) -> list[Group]:
+def in_groups(planned: Mapping[int, Job], at_most: int, jobs: int) -> list[Group]:
     """Who is trained with whom: on CUDA the seeds of a config, so many at most and such that every job has some."""
     at_most = min(at_most, -(-len(planned) // jobs))
     alike: dict[tuple[str, str], list[int]] = {}
@@ -42,8 +42,8 @@ def _is_cuda(device: str) -> bool:
 
 
 def in_this_process(
-    planned: Mapping[int, Task], board: Board, stop: Stop, threads: int | None, together: int
-) -> Iterator[tuple[int, Outcome]]:
+    planned: Mapping[int, Job], board: Board, stop: Stop, threads: int | None, together: int
+) -> Iterator[tuple[int, JobResult]]:
     """Every outcome, in order."""
     if threads is not None:
         import torch  # noqa: PLC0415 (nothing else here needs it)
@@ -56,8 +56,8 @@ def in_this_process(
 
 
 def in_processes(
-    planned: Mapping[int, Task], board: Board, stop: Stop, jobs: int, threads: int, together: int
-) -> Iterator[tuple[int, Outcome]]:
+    planned: Mapping[int, Job], board: Board, stop: Stop, jobs: int, threads: int, together: int
+) -> Iterator[tuple[int, JobResult]]:
     """Every outcome as it comes, from so many processes.
 
     When one is killed, by the system or by a fault of a library, all that were at work end with it. Each of their runs
@@ -84,7 +84,7 @@ def in_processes(
             raise VaecliError("the processes that should do the runs end as soon as they begin; try --jobs 1")
         if suspects and cut:
             task = left.pop(cut[0])
-            yield cut[0], Outcome(task.config, task.known, error="its process was killed twice")
+            yield cut[0], JobResult(task.config, task.known, error="its process was killed twice")
         elif cut:
             begun = tasks([left[i].config for i in cut], left[cut[0]].work)
             left |= zip(cut, begun, strict=True)
@@ -92,15 +92,15 @@ def in_processes(
 
 
 def _in_a_pool(
-    planned: Mapping[int, Task], groups: Sequence[Group], jobs: int, threads: int, board: Board, stop: Stop
-) -> Iterator[tuple[int, Outcome | None]]:
+    planned: Mapping[int, Job], groups: Sequence[Group], jobs: int, threads: int, board: Board, stop: Stop
+) -> Iterator[tuple[int, JobResult | None]]:
     """Outcomes as they come, until all groups have theirs or a process is killed; None for those it was killed at."""
     context = multiprocessing.get_context("spawn")
     stopping, begun, n_started = context.Event(), context.SimpleQueue(), context.Value("i", 0)
     with ProcessPoolExecutor(
         min(jobs, len(groups)), context, _start_worker, (threads, stopping, begun, n_started)
     ) as pool:
-        with deaf_to_the_terminal():
+        with block_sigint():
             waiting = {pool.submit(_complete_in_worker, {i: planned[i] for i in group}): group for group in groups}
         while waiting:
             if stop():
@@ -149,7 +149,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _complete_in_worker(group: Mapping[int, Task]) -> list[Outcome]:
+def _complete_in_worker(group: Mapping[int, Job]) -> list[JobResult]:
     assert _stopping is not None
     assert _begun is not None
     for i in group:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vaecli.config.schema import Config
-from vaecli.sweeps.jobs import Outcome
+from vaecli.sweeps.jobs import JobResult
 
 
 @dataclass(frozen=True)
@@ -14,7 +14,7 @@ class News:
 
     configs: Sequence[Config]
     """Of all runs."""
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[JobResult]
     """In the order in which they came; it grows from one piece of news to the next."""
     running: Sequence[int]
     """The numbers of the configs that are being worked on."""
@@ -39,9 +39,9 @@ class Board:
 
     def __init__(self, configs: Sequence[Config], watch: Watch) -> None:
         self._configs, self._watch = configs, watch
-        self.outcomes: dict[int, Outcome] = {}
+        self.outcomes: dict[int, JobResult] = {}
         self.running = set[int]()
-        self._in_order: list[Outcome] = []
+        self._in_order: list[JobResult] = []
         self._worked_on = 0
         """Of the outcomes, those that had not been there before."""
         self._began_at: float | None = None
@@ -53,7 +53,7 @@ class Board:
         self.running.add(i)
         self._tell()
 
-    def ended(self, i: int, outcome: Outcome) -> None:
+    def ended(self, i: int, outcome: JobResult) -> None:
         """A run is over."""
         self._worked_on += i in self.running
         self.running.discard(i)

@@ -23,11 +23,11 @@ import numpy as np
 
 from vaecli.config.schema import Config, is_array
 from vaecli.data.sources import fingerprint
-from vaecli.errors import InterruptedRunError, OtherBitsWarning, UsageError
+from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError
 from vaecli.files import lock, sweep
 from vaecli.runs.archive import pack, store
 from vaecli.runs.run import LOCK
-from vaecli.sweeps.jobs import Outcome, Resources, Task, evaluated
+from vaecli.sweeps.jobs import Job, JobResult, Resources, evaluated
 from vaecli.sweeps.news import Board
 from vaecli.training.stopping import Stop
 
@@ -51,14 +51,14 @@ SECONDS_PER_COUNT = 5.0
 
 
 def on_a_cluster(
-    planned: Mapping[int, Task],
+    planned: Mapping[int, Job],
     board: Board,
     stop: Stop,
     resources: Resources,
     *,
     address: str | None = None,
     jobs: int | None = None,
-) -> Iterator[tuple[int, Outcome]]:
+) -> Iterator[tuple[int, JobResult]]:
     """Every outcome as it comes.
 
     Args:
@@ -84,7 +84,7 @@ def on_a_cluster(
             while waiting and len(under_way) < most:
                 i = waiting.popleft()
                 sent = driver.send(i)
-                if isinstance(sent, Outcome):
+                if isinstance(sent, JobResult):
                     yield i, sent
                 else:
                     under_way[sent] = i
@@ -102,7 +102,7 @@ def on_a_cluster(
 class _Driver:
     """This machine's part: sends out legs, and keeps what they bring. While a run is under way, it holds its lock."""
 
-    def __init__(self, planned: Mapping[int, Task], resources: Resources) -> None:
+    def __init__(self, planned: Mapping[int, Job], resources: Resources) -> None:
         self._tasks, self._resources = dict(planned), resources
         self._threads = resources.threads or 1
         self._locks: dict[int, BinaryIO] = {}
@@ -118,7 +118,7 @@ class _Driver:
         for held in self._locks.values():
             held.close()
 
-    def send(self, i: int) -> "Outcome | ray.ObjectRef[Delivery]":
+    def send(self, i: int) -> "JobResult | ray.ObjectRef[Delivery]":
         """Have a node do a leg of a run; the outcome, if another process has it."""
         task = self._tasks[i]
         run = task.known
@@ -129,9 +129,9 @@ class _Driver:
             files = None if run is None else pack(run)
         except BlockingIOError:
             where = "" if run is None else run.path
-            return self._end(i, Outcome(task.config, run, error=f"{where}: is being trained by another process"))
+            return self._end(i, JobResult(task.config, run, error=f"{where}: is being trained by another process"))
         except OSError as error:
-            return self._end(i, Outcome(task.config, run, error=f"{error.filename}: {error.strerror}"))
+            return self._end(i, JobResult(task.config, run, error=f"{error.filename}: {error.strerror}"))
         data_dir = task.work.data_dir
         return self._leg.remote(
             Leg(
@@ -147,33 +147,35 @@ class _Driver:
             )
         )
 
-    def receive(self, i: int, reference: "ray.ObjectRef[Delivery]") -> Outcome | None:
+    def receive(self, i: int, reference: "ray.ObjectRef[Delivery]") -> JobResult | None:
         """Keep what a node has delivered; None if there is more to be done."""
         task = self._tasks[i]
         try:
             delivery: Delivery = ray.get(reference)
         except RayTaskError as error:
-            return self._end(i, Outcome(task.config, task.known, error=f"{type(error.cause).__name__}: {error.cause}"))
+            return self._end(
+                i, JobResult(task.config, task.known, error=f"{type(error.cause).__name__}: {error.cause}")
+            )
         except RayError as error:
             self._losses[i] += 1
             if self._losses[i] < LOSSES:
                 return None
             why = f"lost {LOSSES} times in a row: {str(error).strip().splitlines()[0]}"
-            return self._end(i, Outcome(task.config, task.known, error=why))
+            return self._end(i, JobResult(task.config, task.known, error=why))
         self._losses[i] = 0
         for note in delivery.notes:
-            warnings.warn(note, OtherBitsWarning, stacklevel=2)
+            warnings.warn(note, ReproducibilityWarning, stacklevel=2)
         run = task.known
         if delivery.files is not None:
             run = store(delivery.files, run, task.work.runs_dir / (task.config.name or "default"), delivery.name)
             self._tasks[i] = replace(task, known=run)
         if delivery.error is not None:
-            return self._end(i, Outcome(task.config, run, error=delivery.error))
+            return self._end(i, JobResult(task.config, run, error=delivery.error))
         if delivery.evaluation is not None and run is not None:
             return self._end(i, evaluated(task.config, run, run.path / delivery.evaluation))
         return None
 
-    def _end(self, i: int, outcome: Outcome) -> Outcome:
+    def _end(self, i: int, outcome: JobResult) -> JobResult:
         held = self._locks.pop(i, None)
         if held is not None:
             held.close()

@@ -17,11 +17,11 @@ import ray
 
 from vaecli.config.schema import Config
 from vaecli.data.sources import fingerprint, stand_in
-from vaecli.errors import DataError, InterruptedRunError, OtherBitsWarning
+from vaecli.errors import DataError, InterruptedRunError, ReproducibilityWarning
 from vaecli.files import lock, write_atomically
 from vaecli.runs.archive import Files, pack, unpack
 from vaecli.runs.run import LOCK, list_runs
-from vaecli.sweeps.jobs import Outcome, Task, Work, complete
+from vaecli.sweeps.jobs import Job, JobOptions, JobResult, complete
 
 SCRATCH = "vaecli-leg-"
 """How the names of scratch directories begin."""
@@ -32,7 +32,7 @@ class Leg:
     """What a node is asked to do."""
 
     config: Config
-    work: Work
+    work: JobOptions
     name: str
     files: Files | None
     """Of the run so far; None for a new one."""
@@ -70,10 +70,10 @@ def do_leg(leg: Leg) -> Delivery:
     if leg.array is not None:
         have_array(leg.config.data.name, *leg.array)
     with scratch() as directory, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", OtherBitsWarning)
+        warnings.simplefilter("always", ReproducibilityWarning)
         run = None if leg.files is None else unpack(leg.files, directory / "runs" / leg.name)
-        task = Task(leg.config, run, replace(leg.work, runs_dir=directory))
-        outcome: Outcome | None = None
+        task = Job(leg.config, run, replace(leg.work, runs_dir=directory))
+        outcome: JobResult | None = None
         with suppress(InterruptedRunError):
             outcome = complete(task, After(leg.seconds))
         runs = list_runs(directory)
@@ -82,7 +82,7 @@ def do_leg(leg: Leg) -> Delivery:
             files=pack(runs[0]) if runs else None,
             evaluation=str(Path(path).relative_to(runs[0].path)) if (path := _evaluation(outcome)) else None,
             error=None if outcome is None else outcome.error,
-            notes=tuple(str(w.message) for w in caught if issubclass(w.category, OtherBitsWarning)),
+            notes=tuple(str(w.message) for w in caught if issubclass(w.category, ReproducibilityWarning)),
         )
 
 
@@ -111,7 +111,7 @@ def scratch() -> Iterator[Path]:
         yield Path(made)
 
 
-def _evaluation(outcome: Outcome | None) -> str | None:
+def _evaluation(outcome: JobResult | None) -> str | None:
     return None if outcome is None else outcome.figures.get("path")
 
 

@@ -18,7 +18,7 @@ from vaecli.data.sources import fingerprint
 from vaecli.errors import ConfigError
 from vaecli.sweeps.claims import claim
 from vaecli.sweeps.execution import Engine, run_all
-from vaecli.sweeps.jobs import Outcome, Resources, Work
+from vaecli.sweeps.jobs import JobOptions, JobResult, Resources
 from vaecli.sweeps.news import Watch, ignore
 from vaecli.training.stopping import Stop, never
 
@@ -64,7 +64,7 @@ class Sweep:
         named = itertools.chain(self.spec.grid, *self.spec.points)
         return tuple(dict.fromkeys(named))
 
-    def command(self, outcome: Outcome) -> str:
+    def command(self, outcome: JobResult) -> str:
         """The command line that does a run again, or goes on with it."""
         if outcome.run is not None and outcome.run.last.is_file():
             return shlex.join(["vae", "train", "--resume", str(outcome.run.path)])
@@ -77,11 +77,11 @@ class Swept:
     """A sweep and what came of it, in the order of its configs."""
 
     sweep: Sweep
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[JobResult, ...]
     data_dir: Path | None = None
 
     @property
-    def failed(self) -> list[Outcome]:
+    def failed(self) -> list[JobResult]:
         """The runs that came to nothing."""
         return [outcome for outcome in self.outcomes if outcome.error]
 
@@ -143,7 +143,7 @@ def run_sweep(
     spec = sweep.spec
     terms = {"evaluation": spec.evaluation.model_dump(), "data_sha256": fingerprint(sweep.base.data.name)}
     claim(out, PLAN, terms, [json.loads(config.identity) for config in sweep.configs])
-    work = Work(runs_dir, data_dir, spec.evaluation.k, spec.evaluation.binarised)
+    work = JobOptions(runs_dir, data_dir, spec.evaluation.k, spec.evaluation.binarised)
     outcomes = run_all(
         sweep.configs,
         work,

@@ -28,7 +28,7 @@ from vaecli.errors import (
     DivergedError,
     InterruptedRunError,
     LimitReachedError,
-    OtherBitsWarning,
+    ReproducibilityWarning,
     UsageError,
     VaecliError,
 )
@@ -52,7 +52,7 @@ Portions = Generator[Portion, Float[Tensor, "n 3"], None]
 
 
 @dataclass(frozen=True)
-class Oversight:
+class Controls:
     """Who is told how a run goes on, and who may end it; each as for `train`."""
 
     report: Reporter = ignore
@@ -109,7 +109,7 @@ def train(
         LimitReachedError: The limit was reached; `resume` goes on.
         VaecliError: The run directory cannot be written.
     """
-    oversight = Oversight(report, stop, limit)
+    oversight = Controls(report, stop, limit)
     return begin(config, runs_dir, data_dir, oversight, init_from=init_from).carry_out()
 
 
@@ -117,7 +117,7 @@ def begin(
     config: Config,
     runs_dir: str | Path,
     data_dir: str | Path | None,
-    oversight: Oversight,
+    oversight: Controls,
     *,
     init_from: Run | None = None,
     beside: Training | None = None,
@@ -139,7 +139,7 @@ def begin(
 
 
 def _training(
-    run: Run, state: TrainingState, dataset: Dataset, lengths: Mapping[str, int], oversight: Oversight
+    run: Run, state: TrainingState, dataset: Dataset, lengths: Mapping[str, int], oversight: Controls
 ) -> Training:
     observe = observation(state.config.model.likelihood.support, state.config.data)
     portions = _fit(run, state, dataset, observe, lengths, oversight)
@@ -176,7 +176,7 @@ def resume(
     """Go on with a run from its last checkpoint: where it was cut, or beyond its end with more epochs.
 
     A run that was cut before its first checkpoint starts again, in its own directory. Where the machine is not what it
-    was, an OtherBitsWarning says so.
+    was, an ReproducibilityWarning says so.
 
     Args:
         run: From `find_run` or `load_run`.
@@ -190,14 +190,14 @@ def resume(
         UsageError: The changes asked for would not continue the same run.
         VaecliError: The checkpoint cannot be used; otherwise as for `train`.
     """
-    return go_on(run, config, data_dir, Oversight(report, stop, limit)).carry_out()
+    return go_on(run, config, data_dir, Controls(report, stop, limit)).carry_out()
 
 
 def go_on(
     run: Run,
     config: Config | None,
     data_dir: str | Path | None,
-    oversight: Oversight,
+    oversight: Controls,
     *,
     replicates: int = 1,
     beside: Training | None = None,
@@ -241,7 +241,7 @@ def _warn_of_other_bits(run: Run, checkpoint: Checkpoint, now: Mapping[str, str]
     if changes:
         warnings.warn(
             f"{run.name}: may not end in the same bits as an uncut run: {'; '.join(changes)}",
-            OtherBitsWarning,
+            ReproducibilityWarning,
             stacklevel=4,
         )
 
@@ -276,7 +276,7 @@ def _fit(
     dataset: Dataset,
     observe: Observe,
     lengths: Mapping[str, int],
-    oversight: Oversight,
+    oversight: Controls,
 ) -> Portions:
     """Train to the end, keeping the status true whatever happens; `lengths` are those of the logs to go on from."""
     with Recorder(run, state, lengths, oversight.report) as record:
@@ -378,7 +378,7 @@ def drive(portions: Portions, make: Callable[[], Step]) -> None:
 class _Supervisor:
     """Called after every portion: now and then looks at the figures and reports them, and stops when asked to."""
 
-    def __init__(self, state: TrainingState, record: Recorder, oversight: Oversight) -> None:
+    def __init__(self, state: TrainingState, record: Recorder, oversight: Controls) -> None:
         self._state, self._record = state, record
         self._stop, self._limit = oversight.stop, oversight.limit or Limit()
         self._images_before, self._looked_at = state.progress.images, time.perf_counter()

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 
 from vaecli.data.observations import Batch, Observe
-from vaecli.errors import OtherBitsWarning, UsageError
+from vaecli.errors import ReproducibilityWarning, UsageError
 from vaecli.model.objectives import Elbo, Objective, noise, objective
 from vaecli.model.vae import VAE
 from vaecli.training.optimizers import Optimizer
 from vaecli.training.state import TrainingState
-from vaecli.training.stopping import deaf_to_the_terminal
+from vaecli.training.stopping import block_sigint
 
 STEPS_PER_LAUNCH = 25
 """Of a CUDA graph."""
@@ -213,7 +213,7 @@ class Compiled(Ascent):
         if self._gradient is None:
             try:
                 self._gradient = self._compile()
-                with deaf_to_the_terminal():  # or a Ctrl-C would end the compiler, which is a process of its own
+                with block_sigint():  # or a Ctrl-C would end the compiler, which is a process of its own
                     gradients, figures = self._gradient(self._weights, batch, epsilon, weight)
             except Exception as error:  # noqa: BLE001 (there are many on the way to a compiler)
                 self._give_up(error)
@@ -258,7 +258,7 @@ class Compiled(Ascent):
             ) from error
         if self._state.progress.step:
             message = f"may not end in the same bits as an uncut run: its steps cannot be compiled here: {reason}"
-            warnings.warn(message, OtherBitsWarning, stacklevel=2)
+            warnings.warn(message, ReproducibilityWarning, stacklevel=2)
         self._state.compiled = False
 
 

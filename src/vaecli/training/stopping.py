@@ -21,7 +21,7 @@ def never() -> bool:
 
 
 @contextmanager
-def deaf_to_the_terminal() -> Iterator[None]:
+def block_sigint() -> Iterator[None]:
     """Processes begun here do not hear its signals, from their first instant; this one does, a moment later."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
