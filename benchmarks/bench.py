@@ -179,7 +179,7 @@ def growth(rounds: int) -> dict[str, list[float]]:
     from vaecli.errors import LimitReachedError
     from vaecli.runs.checkpoint import load_checkpoint
     from vaecli.runs.run import list_runs
-    from vaecli.training.session import train
+    from vaecli.training.loop import train
     from vaecli.training.stopping import Limit
 
     found: dict[str, list[float]] = {f"{n:,}": [] for n in GROWTH}

@@ -119,7 +119,7 @@ def vaecli(work: Work, compiled: str = "off") -> Epochs:
     import threading
 
     from vaecli.config.loading import load_config
-    from vaecli.training.session import train
+    from vaecli.training.loop import train
 
     go, done = threading.Semaphore(0), threading.Semaphore(0)
 

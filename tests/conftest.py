@@ -12,10 +12,10 @@ from torch.distributions import MultivariateNormal
 
 from vaecli.config.loading import parse_config
 from vaecli.config.schema import Config
-from vaecli.data.observations import Batch
+from vaecli.data.dataset import Batch
 from vaecli.model.conditionals import Conditional
 from vaecli.model.distributions import DiagonalNormal
-from vaecli.model.vae import VAE
+from vaecli.model.vae import VAE, StandardNormal
 
 settings.register_profile("test", max_examples=100, derandomize=True, deadline=None)
 settings.register_profile("fuzz", max_examples=10_000, deadline=None)
@@ -30,7 +30,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def stress(request: pytest.FixtureRequest) -> bool:
-    """Whether to try every point at which something can fail."""
+    """Return whether to try every point at which something can fail."""
     return bool(request.config.getoption("--stress"))
 
 
@@ -107,7 +107,7 @@ def oracle():
     vae = VAE(
         Affine(posterior, -posterior @ b, 0.5 * variance.log()),
         Affine(w, b, torch.tensor(math.log(SIGMA), dtype=torch.float64)),
-        Z,
+        StandardNormal(Z),
     )
     x = torch.randn(B, D, generator=rng, dtype=torch.float64)
     evidence = MultivariateNormal(b, w @ w.T + SIGMA**2 * torch.eye(D, dtype=torch.float64)).log_prob(x)

@@ -21,7 +21,7 @@ from vaecli.data.dataset import Dataset
 from vaecli.data.sources import load_array
 from vaecli.errors import ConfigError, DataError, VaecliError
 from vaecli.runs.checkpoint import load_checkpoint
-from vaecli.training.session import train
+from vaecli.training.loop import train
 from vaecli.training.state import new_state
 
 SECONDS, BYTES = 5, 2**30

@@ -18,19 +18,18 @@ from vaecli.errors import LimitReachedError, VaecliError
 from vaecli.runs import run as runs
 from vaecli.runs.checkpoint import load_checkpoint
 from vaecli.runs.run import Run, list_runs
-from vaecli.training import recorder as recording
-from vaecli.training import session as training
-from vaecli.training.session import resume, train
+from vaecli.training import recorder, session
+from vaecli.training.loop import resume, train
 from vaecli.training.stopping import Limit
 
 
 @pytest.fixture
 def often(monkeypatch):
-    """Checkpoints and status at every report, and a report at every other step."""
-    monkeypatch.setattr(recording, "SECONDS_PER_CHECKPOINT", -1.0)
-    monkeypatch.setattr(recording, "SECONDS_PER_STATUS", -1.0)
-    monkeypatch.setattr(training, "STEPS_PER_REPORT", 2)
-    monkeypatch.setattr(training, "SECONDS_PER_REPORT", 0)
+    """Write checkpoints and status at every update, and an update at every other step."""
+    monkeypatch.setattr(session, "SECONDS_PER_CHECKPOINT", -1.0)
+    monkeypatch.setattr(recorder, "SECONDS_PER_STATUS", -1.0)
+    monkeypatch.setattr(session, "STEPS_PER_UPDATE", 2)
+    monkeypatch.setattr(session, "SECONDS_PER_UPDATE", 0)
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ ENDS = {
 
 
 def spread(n: int, wanted: int, *, all_of_them: bool) -> list[int]:
-    """Numbers from 1 to n, about evenly: so many, or all."""
+    """Return numbers from 1 to n, about evenly: so many, or all."""
     return list(range(1, n + 1)) if all_of_them else sorted({1, *np.linspace(2, n, wanted, dtype=int).tolist()})
 
 
@@ -136,12 +135,12 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from vaecli import load_config, resume, train
-from vaecli.training import recorder as recording
+from vaecli.training import session
 from vaecli.runs.run import list_runs
-recording.SECONDS_PER_CHECKPOINT = 0.02
+session.SECONDS_PER_CHECKPOINT = 0.02
 found = list_runs(Path(sys.argv[2]))
-say = lambda report: print("on", flush=True)
-resume(found[0], report=say) if found else train(load_config(sys.argv[1]), runs_dir=sys.argv[2], report=say)
+say = lambda update: print("on", flush=True)
+resume(found[0], callback=say) if found else train(load_config(sys.argv[1]), runs_dir=sys.argv[2], callback=say)
 """
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vaecli.runs.run import Run, load_run
     from vaecli.sweeps.comparison import compare
     from vaecli.sweeps.sweep import load_sweep, run_sweep
-    from vaecli.training.session import resume, train
+    from vaecli.training.loop import resume, train
 
 _HOMES = {
     "Config": "config.schema",
@@ -40,10 +40,10 @@ _HOMES = {
     "load_sweep": "sweeps.sweep",
     "manifold": "evaluation.generation",
     "reconstruct": "evaluation.generation",
-    "resume": "training.session",
+    "resume": "training.loop",
     "run_sweep": "sweeps.sweep",
     "sample": "evaluation.generation",
-    "train": "training.session",
+    "train": "training.loop",
     "write_report": "reports.report",
 }
 __all__ = [

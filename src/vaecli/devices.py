@@ -10,8 +10,8 @@ import torch
 from vaecli.config.schema import DEVICE
 from vaecli.errors import UsageError
 
-TOGETHER, STEPS = "runs trained together", "steps"
-DEFAULTS = {TOGETHER: "1", STEPS: "plain"}
+REPLICATES, STEPS = "replicates", "steps"
+DEFAULTS = {REPLICATES: "1", STEPS: "eager"}
 """Conditions as they are in checkpoints that do not name them."""
 
 
@@ -71,8 +71,8 @@ def conditions(device: torch.device, replicates: int = 1, *, compiled: bool = Fa
         "torch": str(torch.__version__),
         "device": describe(device),
         "instruction set": torch.backends.cpu.get_cpu_capability(),
-        TOGETHER: str(replicates),
-        STEPS: "compiled" if compiled else "plain",
+        REPLICATES: str(replicates),
+        STEPS: "compiled" if compiled else "eager",
     }
 
 

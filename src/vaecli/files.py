@@ -64,7 +64,7 @@ def _renamed(temporary: Path, path: Path) -> bool:
     return True
 
 
-def sweep(directory: Path) -> None:
+def remove_temporary_files(directory: Path) -> None:
     """Remove the temporary files that killed processes left below a directory which nobody else writes to."""
     for path in directory.rglob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)

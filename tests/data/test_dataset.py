@@ -15,7 +15,7 @@ def dataset(name, **settings) -> Dataset:
 def test_mnist_has_its_images_its_labels_and_its_splits():
     mnist = dataset("mnist")
     assert (len(mnist.train), len(mnist.validation), len(mnist.test)) == (50_000, 10_000, 10_000)
-    assert (mnist.train.height, mnist.train.width, mnist.train.pixels.dtype) == (28, 28, torch.uint8)
+    assert (mnist.train.shape, mnist.train.pixels.dtype) == ((1, 28, 28), torch.uint8)
     # the first labels of the two files, and the mean grey level 33.3184 of the training file (0.1307 of 255)
     assert mnist.train.labels[:5].tolist() == [5, 0, 4, 1, 9]
     assert mnist.test.labels[:5].tolist() == [7, 2, 1, 0, 4]

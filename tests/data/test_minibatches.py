@@ -9,7 +9,7 @@ import torch
 from vaecli.data import minibatches as gathering
 from vaecli.data.minibatches import gather
 from vaecli.runs.run import list_runs
-from vaecli.training.session import train
+from vaecli.training.loop import train
 
 
 def test_what_is_collected_ahead_is_what_is_indexed(monkeypatch):

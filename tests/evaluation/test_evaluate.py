@@ -8,20 +8,22 @@ import torch
 
 from vaecli.config.likelihoods import LIKELIHOODS, Support
 from vaecli.config.schema import DataConfig, ModelConfig
-from vaecli.data.dataset import Dataset
-from vaecli.data.observations import Batch, binarize_dynamically, observation
+from vaecli.data.dataset import Batch, Dataset, binarize_dynamically, build_preprocess
+from vaecli.data.image_grid import ImageShape
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation import evaluate as evaluation
 from vaecli.evaluation.binarised import MARGIN, BinarisedDecoder, fit_encoder, grey_level
 from vaecli.evaluation.evaluate import evaluate, evaluation_path
 from vaecli.files import lock
 from vaecli.model.distributions import Density, DiagonalNormal
+from vaecli.model.estimators import evaluate_bound
 from vaecli.model.objectives import log_evidence
-from vaecli.model.vae import VAE, build_vae
-from vaecli.model.validation import evaluate_bound
+from vaecli.model.vae import VAE, StandardNormal, build_vae
 from vaecli.randomness import generator
 from vaecli.runs.run import LOCK, Run
-from vaecli.training.session import train
+from vaecli.training.loop import train
+
+SHAPE = ImageShape(1, 6, 5)
 
 
 @pytest.fixture(params=LIKELIHOODS)
@@ -86,10 +88,10 @@ def test_a_model_of_b_needs_no_bridge(bernoulli):
     assert not list((bernoulli.path / "evaluations").glob("*.pt"))
 
 
-def test_the_bridge_of_a_model_of_b_agrees_with_its_own_evidence(bernoulli, monkeypatch):
+def test_the_binarised_likelihood_of_a_binarised_model_agrees_with_its_own_evidence(bernoulli, monkeypatch):
     """The decoder's mean and a fitted encoder give the same -log p(b) as the model itself, within the error."""
     own = evaluate(bernoulli, k=1000)
-    monkeypatch.setattr(evaluation, "is_model_of_b", lambda config: False)
+    monkeypatch.setattr(evaluation, "is_binarised_model", lambda config: False)
     bridged = evaluate(bernoulli, k=1000, seed=0)
     assert bridged.binarised_nll == pytest.approx(own.binarised_nll, abs=0.1)
 
@@ -113,9 +115,9 @@ def test_a_refitted_encoder_is_kept_for_its_checkpoint(small, tmp_path, monkeypa
 def test_refitting_tightens_the_bound_on_binary_images_and_leaves_the_decoder_alone(small, tmp_path, name):
     config = small(model={"decoder": name})
     data = Dataset(config.data, Support.BINARY)
-    vae = build_vae(config.model, 30, generator(0, "init"), data.train.mean)
+    vae = build_vae(config.model, SHAPE, generator(0, "init"), data.train.mean)
     before = {key: value.clone() for key, value in vae.decoder.state_dict().items()}
-    model = VAE(vae.encoder, BinarisedDecoder(vae.decoder, dequantized=True), 3)
+    model = VAE(vae.encoder, BinarisedDecoder(vae.decoder, dequantized=True), StandardNormal(3))
     pixels = data.validation.pixels
     loose = evaluate_bound(model, pixels, binarize_dynamically, 0).elbo
     fit_encoder(model, data.train, data.validation, 0, lambda done, of: None)
@@ -124,7 +126,7 @@ def test_refitting_tightens_the_bound_on_binary_images_and_leaves_the_decoder_al
 
 
 def test_the_bridge_is_the_decoders_mean_in_units_of_k_255():
-    vae = build_vae(ModelConfig(decoder="i-gaussian", latent_dim=3), 4, generator(0, "init"))
+    vae = build_vae(ModelConfig(decoder="i-gaussian", latent_dim=3), ImageShape(1, 1, 4), generator(0, "init"))
     z = torch.randn(5, 3)
     mean = vae.decoder(z).mean.detach()
     found = BinarisedDecoder(vae.decoder, dequantized=True)(z).mean
@@ -136,10 +138,10 @@ def test_the_bridge_is_the_decoders_mean_in_units_of_k_255():
 @pytest.mark.parametrize("name", [n for n, e in LIKELIHOODS.items() if e.support is Support.UNIT_INTERVAL])
 def test_at_fixed_z_a_density_bounds_the_mass_of_levels(name):
     """E_u log p(y) - D log 256 ≤ log P(k), by Jensen's inequality; 4000 draws of u, five standard errors."""
-    decoder = build_vae(ModelConfig(decoder=name, latent_dim=3), 30, generator(0, "init")).decoder.double()
+    decoder = build_vae(ModelConfig(decoder=name, latent_dim=3), SHAPE, generator(0, "init")).decoder.double()
     pixels = torch.randint(0, 256, (1, 30), dtype=torch.uint8)
     likelihood = decoder(torch.randn(1, 3, dtype=torch.float64))
-    y = observation(Support.UNIT_INTERVAL, DataConfig())(pixels.expand(4000, -1), generator(0, "pixels")).target
+    y = build_preprocess(Support.UNIT_INTERVAL, DataConfig())(pixels.expand(4000, -1), generator(0, "pixels")).target
     log_p = likelihood.log_prob(y.double())
     assert isinstance(likelihood, Density)
     mass = likelihood.level_mass(y[:1].double()).exact.sum()
@@ -149,7 +151,7 @@ def test_at_fixed_z_a_density_bounds_the_mass_of_levels(name):
 
 def test_a_flat_density_costs_eight_bits_and_one_gaussian_on_a_bin_a_quarter_more():
     # continuous Bernoulli at λ = ½ is uniform: log P(k) = -log 256
-    vae = build_vae(ModelConfig(decoder="continuous-bernoulli", latent_dim=3), 30, generator(0, "init"))
+    vae = build_vae(ModelConfig(decoder="continuous-bernoulli", latent_dim=3), SHAPE, generator(0, "init"))
     for parameter in vae.decoder.parameters():
         torch.nn.init.zeros_(parameter)
     mass = vae.decoder(torch.zeros(1, 3)).level_mass(torch.rand(1, 30)).exact
@@ -175,7 +177,7 @@ def test_identity_covariance_costs_at_least_9_325_bits_even_with_perfect_means(m
 def test_a_dequantised_density_averages_at_most_4347_42_nats(mnist):
     """A density that knew every level: uniform on each pixel's own bin has 784 log 256 nats."""
     assert 784 * math.log(256) == pytest.approx(4347.42, abs=0.01)
-    y = observation(Support.UNIT_INTERVAL, DataConfig())(mnist.test.pixels[:500], generator(0, "pixels")).target
+    y = build_preprocess(Support.UNIT_INTERVAL, DataConfig())(mnist.test.pixels[:500], generator(0, "pixels")).target
     means, sigma = (mnist.test.pixels[:500] + 0.5) / 256, torch.tensor(-math.log(256 * math.sqrt(12)))
     assert DiagonalNormal(means, sigma).log_prob(y).mean().item() == pytest.approx(4347.42 - 784 * 0.1765, abs=5)
 
@@ -238,8 +240,8 @@ def test_a_gaussians_own_encoder_is_too_narrow_a_proposal_for_binary_images(smal
     found = evaluate(run, k=100)
     pixels = Dataset(run.config.data, Support.UNIT_INTERVAL).test.pixels
     b = binarize_dynamically(pixels, generator(0, "evaluation")).target
-    y = observation(Support.UNIT_INTERVAL, run.config.data)(pixels, generator(0, "pixels")).input
-    own = VAE(run.vae.encoder, BinarisedDecoder(run.vae.decoder, dequantized=True), 3)
+    y = build_preprocess(Support.UNIT_INTERVAL, run.config.data)(pixels, generator(0, "pixels")).input
+    own = VAE(run.vae.encoder, BinarisedDecoder(run.vae.decoder, dequantized=True), StandardNormal(3))
     with torch.no_grad():
         nll = -log_evidence(own, Batch(y, b), 100, generator(0, "importance")).mean().item()
     assert found.binarised_nll < nll - 1

@@ -5,7 +5,7 @@ import torch
 from vaecli.config.likelihoods import LIKELIHOODS
 from vaecli.errors import DataError
 from vaecli.evaluation.generation import encode, interpolate, manifold, reconstruct, sample
-from vaecli.training.session import train
+from vaecli.training.loop import train
 
 
 @pytest.fixture(params=LIKELIHOODS)

@@ -11,8 +11,9 @@ from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl
 
 from vaecli.config.likelihoods import LIKELIHOODS, Support
 from vaecli.config.schema import ModelConfig
+from vaecli.data.image_grid import ImageShape
 from vaecli.model import conditionals as distributions
-from vaecli.model.conditionals import Conditional, Gaussian, floor
+from vaecli.model.conditionals import LINEAR, NO_FLOOR, Conditional, Floor, Gaussian
 from vaecli.model.distributions import (
     ContinuousBernoulliProduct,
     Density,
@@ -28,7 +29,7 @@ D, Z = 6, 3
 
 def decoder(name: str, **settings: object) -> Conditional:
     config = ModelConfig(decoder=name, latent_dim=Z, hidden_dim=[7], **settings)
-    return build_vae(config, D, generator(0, "init")).decoder.double()
+    return build_vae(config, ImageShape(1, 1, D), generator(0, "init")).decoder.double()
 
 
 @pytest.fixture(params=LIKELIHOODS)
@@ -150,7 +151,9 @@ DENSITIES = [name for name, entry in LIKELIHOODS.items() if entry.support is Sup
 
 
 def one_pixel(name: str, **settings: object) -> Conditional:
-    return build_vae(ModelConfig(decoder=name, latent_dim=Z, **settings), 1, generator(0, "init")).decoder.double()
+    return build_vae(
+        ModelConfig(decoder=name, latent_dim=Z, **settings), ImageShape(1, 1, 1), generator(0, "init")
+    ).decoder.double()
 
 
 @pytest.mark.parametrize("name", DENSITIES)
@@ -264,16 +267,16 @@ def test_a_learned_scale_stops_at_its_floor_and_says_where():
 
 def test_a_scale_below_its_floor_can_rise_but_is_not_pushed_lower():
     x = torch.tensor([-3.0, -3.0, 1.0], requires_grad=True)
-    (floor(x, -1.0) * torch.tensor([-1.0, 1.0, 1.0])).sum().backward()
+    (Floor(-1.0)(x) * torch.tensor([-1.0, 1.0, 1.0])).sum().backward()
     # descent follows -gradient: the first would rise, the second would sink and is held, the third is free
     assert x.grad.tolist() == [-1.0, 0.0, 1.0]
 
 
 def test_the_encoder_is_a_gaussian_with_free_means():
-    encoder = build_vae(ModelConfig(latent_dim=Z), D, generator(0, "init")).encoder
+    encoder = build_vae(ModelConfig(latent_dim=Z), ImageShape(1, 1, D), generator(0, "init")).encoder
     assert isinstance(encoder, Gaussian)
-    assert encoder.link == "linear"
-    assert encoder.min_log_sigma is None
+    assert encoder.link is LINEAR
+    assert encoder.floor == NO_FLOOR
     assert encoder.at_floor(encoder(torch.zeros(1, D))) is None
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from scipy import stats
 
-from vaecli.data.observations import Batch
+from vaecli.data.dataset import Batch
 from vaecli.evaluation.evaluate import _monte_carlo_error, _standard_error
-from vaecli.model.estimators import importance_weighted, ladder
+from vaecli.model.estimators import importance_weighted, sample_counts
 from vaecli.randomness import generator
 
 
@@ -93,4 +93,4 @@ def test_the_standard_error_covers_the_evidence_of_fresh_images(oracle):
 
 @pytest.mark.parametrize(("k", "rungs"), [(1, [1]), (10, [1, 10]), (50, [1, 10, 50]), (1000, [1, 10, 100, 1000])])
 def test_the_ladder(k, rungs):
-    assert ladder(k) == rungs
+    assert sample_counts(k) == rungs

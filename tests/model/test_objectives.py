@@ -7,12 +7,14 @@ import torch
 
 from vaecli.config.likelihoods import LIKELIHOODS
 from vaecli.config.schema import ModelConfig, ObjectiveConfig
-from vaecli.data.observations import Batch
-from vaecli.model.objectives import draw, elbo, log_evidence, log_mean_exp, log_weights, noise, objective
+from vaecli.data.dataset import Batch
+from vaecli.data.image_grid import ImageShape
+from vaecli.model.objectives import build_objective, draw, draw_noise, elbo, log_evidence, log_mean_exp, log_weights
 from vaecli.model.vae import build_vae
 from vaecli.randomness import generator
 
 D, Z, B = 6, 3, 4
+SHAPE = ImageShape(1, 1, D)
 
 
 @pytest.mark.parametrize("n_samples", [1, 7])
@@ -33,8 +35,8 @@ def test_with_the_exact_posterior_the_elbo_is_the_evidence_in_expectation(oracle
 
 def test_estimators_a_and_b_agree_in_expectation(loose):
     vae, batch, _ = loose
-    draws = draw(vae, batch, noise(vae, batch, 200_000, generator(0, "epsilon")))
-    a, b = draws.log_weights(vae.prior), draws.log_likelihood - draws.elbo.kl
+    draws = draw(vae, batch, draw_noise(vae, batch, 200_000, generator(0, "epsilon")))
+    a, b = draws.log_weights(), draws.log_likelihood - draws.elbo.kl
     error = (a - b).std(0) / math.sqrt(200_000)
     assert ((a.mean(0) - b.mean(0)).abs() < 5 * error).all()
     assert (a.std(0) > 0).all()
@@ -58,7 +60,7 @@ def test_the_bound_rises_with_the_samples_and_stays_below_the_evidence(loose):
 def test_each_image_is_paired_with_its_own_samples(oracle, n_samples):
     """Mixing images along the samples leaves the sum over the batch right, and every image wrong."""
     vae, batch, _ = oracle
-    draws = draw(vae, batch, noise(vae, batch, n_samples, generator(0, "epsilon")))
+    draws = draw(vae, batch, draw_noise(vae, batch, n_samples, generator(0, "epsilon")))
     epsilon = torch.randn(n_samples, B, Z, generator=generator(0, "epsilon"), dtype=torch.float64)
     for i in range(B):
         alone = vae.encoder(batch.input[i])
@@ -72,7 +74,7 @@ def test_each_image_is_paired_with_its_own_samples(oracle, n_samples):
 def test_the_encoder_sees_one_thing_and_another_is_scored(oracle):
     vae, batch, _ = oracle
     other = Batch(batch.input, batch.target + 1)
-    one, two = (draw(vae, b, noise(vae, b, 3, generator(0, "epsilon"))) for b in (batch, other))
+    one, two = (draw(vae, b, draw_noise(vae, b, 3, generator(0, "epsilon"))) for b in (batch, other))
     assert torch.equal(one.z, two.z)
     assert (one.log_likelihood != two.log_likelihood).all()
 
@@ -82,10 +84,10 @@ def test_the_encoder_sees_one_thing_and_another_is_scored(oracle):
     "settings", [{"estimator": "A"}, {"estimator": "B", "L": 4}, {"name": "iwae", "L": 3}], ids=["A", "B", "iwae"]
 )
 def test_gradients_reach_every_parameter_of_the_vae(name, settings):
-    vae = build_vae(ModelConfig(decoder=name, latent_dim=Z, hidden_dim=[7, 5]), D, generator(0, "init")).double()
+    vae = build_vae(ModelConfig(decoder=name, latent_dim=Z, hidden_dim=[7, 5]), SHAPE, generator(0, "init")).double()
     x = torch.rand(64, D, dtype=torch.float64).round()
     config, batch = ObjectiveConfig(**settings), Batch(x, x)
-    bound, _ = objective(config)(vae, batch, noise(vae, batch, config.L, generator(0, "epsilon")), 1.0)
+    bound, _ = build_objective(config)(vae, batch, draw_noise(vae, batch, config.L, generator(0, "epsilon")), 1.0)
     bound.mean().backward()
     for key, parameter in vae.named_parameters():
         assert (parameter.grad != 0).any(), key
@@ -94,7 +96,7 @@ def test_gradients_reach_every_parameter_of_the_vae(name, settings):
 def test_iwae_with_one_sample_is_estimator_a_sample_by_sample(loose):
     vae, batch, _ = loose
     a, iwae = (
-        objective(config)(vae, batch, noise(vae, batch, 1, generator(0, "epsilon")), 1.0)[0]
+        build_objective(config)(vae, batch, draw_noise(vae, batch, 1, generator(0, "epsilon")), 1.0)[0]
         for config in (ObjectiveConfig(estimator="A"), ObjectiveConfig(name="iwae"))
     )
     assert (a - iwae).abs().max() < 1e-12
@@ -103,7 +105,10 @@ def test_iwae_with_one_sample_is_estimator_a_sample_by_sample(loose):
 @pytest.mark.parametrize("settings", [{"estimator": "A"}, {"estimator": "B"}, {"name": "iwae"}])
 def test_the_kl_weight_changes_what_is_maximised_and_not_what_is_reported(loose, settings):
     vae, batch, _ = loose
-    maximise, epsilon = objective(ObjectiveConfig(**settings, L=2)), noise(vae, batch, 2, generator(0, "epsilon"))
+    maximise, epsilon = (
+        build_objective(ObjectiveConfig(**settings, L=2)),
+        draw_noise(vae, batch, 2, generator(0, "epsilon")),
+    )
     full, reported = maximise(vae, batch, epsilon, 1.0)
     free, again = maximise(vae, batch, epsilon, 0.0)
     assert torch.equal(reported.value, again.value)

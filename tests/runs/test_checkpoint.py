@@ -1,12 +1,15 @@
 import pickle
+import warnings
 
 import pytest
 import torch
 
-from vaecli.errors import VaecliError
+from identical import traces
+from vaecli.errors import LimitReachedError, VaecliError
 from vaecli.runs.checkpoint import FORMAT, VERSION, load_checkpoint, save_checkpoint
-from vaecli.runs.run import Run, load_run
-from vaecli.training.session import train
+from vaecli.runs.run import Run, list_runs, load_run
+from vaecli.training.loop import resume, train
+from vaecli.training.stopping import Limit
 
 
 @pytest.fixture
@@ -73,10 +76,10 @@ def test_files_that_are_no_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"version": 1}, "has format version 1; this vaecli reads version 2"),
+        ({"version": 1}, "has format version 1; this vaecli reads versions 2 and 3"),
         ({"config": {"model": {"latent_dim": 0}}}, "its config is not valid"),
         ({"config": 3}, "a part is missing or malformed"),
-        ({"image_shape": (0, 5)}, "image_shape"),
+        ({"image_shape": (1, 0, 5)}, "image_shape is 1 x 0 x 5"),
         ({"progress": {"epoch": 1, "extra": 2}}, "a part is missing or malformed"),
         ({"surplus": 1}, "a part is missing or malformed"),
         ({"trace": None}, "trace"),
@@ -101,7 +104,28 @@ def test_a_missing_part(run, tmp_path):
 
 def test_weights_that_do_not_fit(run, tmp_path):
     content = torch.load(run.last, weights_only=True)
-    content["image_shape"] = (7, 5)
+    content["image_shape"] = (1, 7, 5)
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(VaecliError, match=r"weight has shape \(8, 30\); its config asks for \(8, 35\)"):
         _ = load_run(tmp_path / "x.pt").vae
+
+
+def test_a_checkpoint_of_version_2_is_read_and_resumed(small, tmp_path):
+    """It has an image shape without channels, and other words for what decides the bits."""
+    config = small()
+    whole = train(config, runs_dir=tmp_path / "whole")
+    with pytest.raises(LimitReachedError):
+        train(config, runs_dir=tmp_path / "cut", limit=Limit(images=60))
+    (cut,) = list_runs(tmp_path / "cut")
+    content = torch.load(cut.last, weights_only=True)
+    conditions = dict(content["conditions"])
+    assert (conditions.pop("replicates"), conditions.pop("steps")) == ("1", "eager")
+    before = {
+        "version": 2,
+        "image_shape": (6, 5),
+        "conditions": conditions | {"runs trained together": "1", "steps": "plain"},
+    }
+    torch.save(content | before, cut.last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the conditions are what they were
+        assert traces(resume(cut))["last"] == traces(whole)["last"]

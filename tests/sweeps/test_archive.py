@@ -9,7 +9,7 @@ from vaecli.runs import archive as shipping
 from vaecli.runs.archive import pack, store, unpack
 from vaecli.runs.run import Run, list_runs
 from vaecli.sweeps.jobs import Job, JobOptions, complete, done_before
-from vaecli.training.session import resume, train
+from vaecli.training.loop import resume, train
 from vaecli.training.stopping import Limit
 
 

@@ -14,7 +14,7 @@ from vaecli.sweeps import local as pool
 from vaecli.sweeps.comparison import Comparison, compare, member
 from vaecli.sweeps.jobs import JobResult
 from vaecli.sweeps.news import News
-from vaecli.training.session import train
+from vaecli.training.loop import train
 
 
 @pytest.fixture

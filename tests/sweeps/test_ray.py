@@ -25,7 +25,7 @@ from vaecli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vaecli.runs.run import LOCK, list_runs
 from vaecli.sweeps.execution import run_all
 from vaecli.sweeps.jobs import JobOptions, Resources
-from vaecli.training.session import train
+from vaecli.training.loop import train
 from vaecli.training.stopping import Limit
 
 ray = pytest.importorskip("ray")

@@ -24,7 +24,7 @@ from vaecli.sweeps import local as pool
 from vaecli.sweeps.execution import run_all
 from vaecli.sweeps.jobs import JobOptions, JobResult, Resources, done_before, tasks
 from vaecli.sweeps.sweep import Swept, load_sweep, run_sweep
-from vaecli.training.session import train
+from vaecli.training.loop import train
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
 from vaecli.evaluation.generation import encode
-from vaecli.runs.run import load_run
+from vaecli.runs.run import LOGS, load_run
 from vaecli.training.logs import RunLogs
-from vaecli.training.session import train
+from vaecli.training.loop import train
 
 
 def read(path) -> EventAccumulator:
@@ -45,14 +45,14 @@ def test_the_projector_has_a_point_a_label_and_a_thumbnail_for_each_test_image(s
 
 
 def test_a_log_is_cut_back_to_a_recorded_length(tmp_path):
-    logs = RunLogs(tmp_path, {})
+    logs = RunLogs(tmp_path, LOGS, {})
     logs.row({"a": 1.0, "b": float("nan")})
     logs.train.scalars({"elbo": 1.0}, 10)
     lengths = logs.lengths()
     logs.row({"a": 2.0})
     logs.train.scalars({"elbo": 2.0}, 20)
     logs.close()
-    again = RunLogs(tmp_path, lengths)
+    again = RunLogs(tmp_path, LOGS, lengths)
     again.row({"a": 3.0})
     again.train.scalars({"elbo": 3.0}, 20)
     again.close()

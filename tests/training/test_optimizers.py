@@ -67,8 +67,7 @@ def test_what_is_kept_goes_on_in_another_and_is_that_of_torch(ours, torchs):
     first = ours(cut)
     move(first, cut, range(4), 0.01)
     second, before = ours(cut), {i: dict(kept) for i, kept in first.state_dict().items()}
-    second.load_state_dict(before)
-    second.n_steps.fill_(4)
+    second.load_state_dict(before, 4)
     torch.testing.assert_close(move(second, cut, range(4, 10), 0.01), uncut, rtol=0, atol=0)
     theirs = torchs(torchs_own, lr=0.01, fused=True)
     move(theirs, torchs_own, range(10))
@@ -79,6 +78,6 @@ def test_what_is_kept_goes_on_in_another_and_is_that_of_torch(ours, torchs):
 
 def test_what_another_optimiser_keeps_is_refused():
     with pytest.raises(ValueError, match="not that of Adagrad"):
-        Adagrad(parameters()).load_state_dict(Adam(parameters()).state_dict())
+        Adagrad(parameters()).load_state_dict(Adam(parameters()).state_dict(), 1)
     with pytest.raises(ValueError, match="not that of Adam"):
-        Adam(parameters()).load_state_dict({})
+        Adam(parameters()).load_state_dict({}, 1)

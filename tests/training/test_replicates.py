@@ -6,17 +6,18 @@ import pytest
 import torch
 
 from identical import traces
-from vaecli.devices import TOGETHER
+from vaecli.devices import REPLICATES
 from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError, ReproducibilityWarning, VaecliError
 from vaecli.runs.checkpoint import load_checkpoint
 from vaecli.runs.run import list_runs
 from vaecli.sweeps import local as pool
 from vaecli.sweeps.execution import run_all
 from vaecli.sweeps.jobs import Job, JobOptions, Resources, complete_together, tasks
+from vaecli.training.accelerate import VmappedStep
+from vaecli.training.loop import resume, train
 from vaecli.training.optimizers import Optimizer
-from vaecli.training.replicates import train_together
-from vaecli.training.session import Controls, begin, go_on, resume, train
-from vaecli.training.step import Replicates
+from vaecli.training.replicates import train_replicates
+from vaecli.training.session import Controls, resume_session, start_session
 from vaecli.training.stopping import Limit
 
 SEEDS = (0, 1, 5)
@@ -38,31 +39,33 @@ def close(one, other) -> None:
 
 @pytest.mark.parametrize("settings", [{}, {"model": {"decoder": "gaussian"}, "optimizer": {"name": "adagrad"}}])
 def test_each_run_is_what_it_is_alone(seeds, tmp_path, settings):
-    trainings = dict(enumerate(begin(config, tmp_path / "together", None, Controls()) for config in seeds(**settings)))
-    assert train_together(trainings) == {}
-    for config, training in zip(seeds(**settings), trainings.values(), strict=True):
+    sessions = dict(
+        enumerate(start_session(config, tmp_path / "together", None, Controls()) for config in seeds(**settings))
+    )
+    assert train_replicates(sessions) == {}
+    for config, session in zip(seeds(**settings), sessions.values(), strict=True):
         alone = train(config, runs_dir=tmp_path / "alone")
-        close(training.run, alone)
-        assert training.run.status["state"] == "completed"
-        assert load_checkpoint(training.run.last).conditions[TOGETHER] == "3"
-        assert load_checkpoint(alone.last).conditions[TOGETHER] == "1"
+        close(session.run, alone)
+        assert session.run.status["state"] == "completed"
+        assert load_checkpoint(session.run.last).conditions[REPLICATES] == "3"
+        assert load_checkpoint(alone.last).conditions[REPLICATES] == "1"
 
 
 def test_runs_that_are_stopped_go_on_together_to_the_same_bits(seeds, tmp_path):
-    uncut = {i: begin(config, tmp_path / "uncut", None, Controls()) for i, config in enumerate(seeds())}
-    train_together(uncut)
-    cut = {i: begin(c, tmp_path / "cut", None, Controls(limit=Limit(images=75))) for i, c in enumerate(seeds())}
-    assert {type(error) for error in train_together(cut).values()} == {LimitReachedError}
-    rest = {i: go_on(training.run, None, None, Controls(), replicates=3) for i, training in cut.items()}
-    assert train_together(rest) == {}
-    for i, training in uncut.items():
-        assert traces(rest[i].run) == traces(training.run)
+    uncut = {i: start_session(config, tmp_path / "uncut", None, Controls()) for i, config in enumerate(seeds())}
+    train_replicates(uncut)
+    cut = {i: start_session(c, tmp_path / "cut", None, Controls(limit=Limit(images=75))) for i, c in enumerate(seeds())}
+    assert {type(error) for error in train_replicates(cut).values()} == {LimitReachedError}
+    rest = {i: resume_session(session.run, None, None, Controls(), replicates=3) for i, session in cut.items()}
+    assert train_replicates(rest) == {}
+    for i, session in uncut.items():
+        assert traces(rest[i].run) == traces(session.run)
 
 
 def test_a_run_that_goes_on_alone_says_that_its_bits_may_be_others(seeds, tmp_path):
-    cut = {i: begin(c, tmp_path / "cut", None, Controls(limit=Limit(images=75))) for i, c in enumerate(seeds())}
-    train_together(cut)
-    with pytest.warns(ReproducibilityWarning, match="runs trained together 3 before, 1 now"):
+    cut = {i: start_session(c, tmp_path / "cut", None, Controls(limit=Limit(images=75))) for i, c in enumerate(seeds())}
+    train_replicates(cut)
+    with pytest.warns(ReproducibilityWarning, match="replicates 3 before, 1 now"):
         rest = resume(cut[0].run)
     close(rest, train(seeds()[0], runs_dir=tmp_path / "alone"))
 
@@ -74,43 +77,48 @@ def test_runs_at_different_steps_go_on_side_by_side(seeds, tmp_path):
     with pytest.raises(LimitReachedError):
         train(second, runs_dir=tmp_path / "together", limit=limit)
     (cut,) = list_runs(tmp_path / "together")
-    trainings = {0: begin(first, tmp_path / "together", None, Controls()), 1: go_on(cut, None, None, Controls())}
-    trainings[2] = begin(third, tmp_path / "together", None, Controls())
-    assert train_together(trainings) == {}
-    assert [training.state.replicates for training in trainings.values()] == [3, 3, 3]  # those behind have caught up
-    for config, training in zip(seeds(), trainings.values(), strict=True):
-        close(training.run, train(config, runs_dir=tmp_path / "alone"))
+    sessions = {
+        0: start_session(first, tmp_path / "together", None, Controls()),
+        1: resume_session(cut, None, None, Controls()),
+    }
+    sessions[2] = start_session(third, tmp_path / "together", None, Controls())
+    assert train_replicates(sessions) == {}
+    assert [session.state.replicates for session in sessions.values()] == [3, 3, 3]  # those behind have caught up
+    for config, session in zip(seeds(), sessions.values(), strict=True):
+        close(session.run, train(config, runs_dir=tmp_path / "alone"))
 
 
 def test_a_run_that_diverges_leaves_the_others(seeds, tmp_path):
     """The second loses its weights at the end of its first epoch."""
-    trainings = {}
+    sessions = {}
 
-    def spoil(news):
-        if news.ended and news.epoch == 1:
+    def spoil(update):
+        if update.ended and update.epoch == 1:
             with torch.no_grad():
-                next(trainings[1].state.vae.parameters()).fill_(float("nan"))
+                next(sessions[1].state.vae.parameters()).fill_(float("nan"))
 
     for i, config in enumerate(seeds()):
-        trainings[i] = begin(config, tmp_path / "together", None, Controls(spoil) if i == 1 else Controls())
-    failed = train_together(trainings)
+        sessions[i] = start_session(config, tmp_path / "together", None, Controls(spoil) if i == 1 else Controls())
+    failed = train_replicates(sessions)
     assert failed.keys() == {1}
     assert isinstance(failed[1], DivergedError)
     assert "at step 6" in str(failed[1])
-    assert trainings[1].run.status["state"] == "diverged"
+    assert sessions[1].run.status["state"] == "diverged"
     for i in (0, 2):
-        close(trainings[i].run, train(seeds()[i], runs_dir=tmp_path / "alone"))
+        close(sessions[i].run, train(seeds()[i], runs_dir=tmp_path / "alone"))
 
 
-@pytest.mark.parametrize("where", [(Optimizer, "stack"), (Replicates, "__call__")])
+@pytest.mark.parametrize("where", [(Optimizer, "stack"), (VmappedStep, "__call__")])
 def test_out_of_memory_is_every_runs_failure_and_names_the_remedy(seeds, tmp_path, monkeypatch, where):
     def fail(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(*where, fail)
-    failed = train_together({i: begin(config, tmp_path, None, Controls()) for i, config in enumerate(seeds())})
+    failed = train_replicates(
+        {i: start_session(config, tmp_path, None, Controls()) for i, config in enumerate(seeds())}
+    )
     (message,) = {str(error) for error in failed.values()}
-    assert message.endswith("objective.L or model.hidden_dim, or resources.together, which is 3 here, smaller")
+    assert message.endswith("objective.L or model.hidden_dim, or resources.replicates, which is 3 here, smaller")
     assert {run.status["state"] for run in list_runs(tmp_path)} == {"failed"}
 
 
@@ -170,12 +178,12 @@ def test_many_runs_go_in_groups_to_the_same_ends(small, tmp_path, monkeypatch, j
     for one, other in zip(alone, together, strict=True):
         assert other.error is None
         assert other.figures["elbo"] == pytest.approx(one.figures["elbo"], abs=1e-3)
-        assert load_checkpoint(other.run.last).conditions[TOGETHER] == ("2" if one.seed > 2 else "3")
+        assert load_checkpoint(other.run.last).conditions[REPLICATES] == ("2" if one.seed > 2 else "3")
 
 
 def test_an_error_of_any_kind_is_told_in_words(seeds, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "vaecli.training.session.begin", lambda *arguments, **more: (_ for _ in ()).throw(VaecliError("no"))
+        "vaecli.training.session.start_session", lambda *arguments, **more: (_ for _ in ()).throw(VaecliError("no"))
     )
     outcomes = complete_together(tasks(seeds(), JobOptions(tmp_path, k=2)))
     assert [outcome.error for outcome in outcomes] == ["no"] * 3

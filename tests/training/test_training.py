@@ -9,10 +9,11 @@ import pytest
 import torch
 
 import vaecli
-import vaecli.training.session
+import vaecli.training.state
+import vaecli.training.step
 from vaecli.config.loading import override
 from vaecli.config.schema import ObjectiveConfig, OptimizerConfig
-from vaecli.data.observations import Batch, observation
+from vaecli.data.dataset import Batch, Dataset, build_preprocess
 from vaecli.errors import (
     DivergedError,
     InterruptedRunError,
@@ -22,12 +23,14 @@ from vaecli.errors import (
     VaecliError,
 )  # fmt: skip
 from vaecli.files import lock
-from vaecli.model.objectives import kl_weight, log_evidence, objective
+from vaecli.model.objectives import Estimate, build_objective, kl_weight, log_evidence
 from vaecli.randomness import generator
 from vaecli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vaecli.runs.run import EVENTS, LOCK, create_run, load_run
-from vaecli.training.session import learning_rate, resume, train
-from vaecli.training.step import Ascent
+from vaecli.training.loop import resume, train
+from vaecli.training.optimizers import learning_rate
+from vaecli.training.state import new_state
+from vaecli.training.step import EagerStep
 from vaecli.training.stopping import Limit
 
 
@@ -81,7 +84,7 @@ def test_evaluation_does_not_change_the_bits_of_training(tmp_path, images, small
 
 def test_a_run_leaves_what_it_promises(small, tmp_path):
     seen = []
-    run = train(small(), runs_dir=tmp_path, report=seen.append)
+    run = train(small(), runs_dir=tmp_path, callback=seen.append)
     rows = run.metrics
     assert [(row["split"], row["epoch"]) for row in rows] == [
         (split, epoch) for epoch in (1, 2, 3) for split in ("train", "validation")
@@ -103,7 +106,7 @@ def test_a_run_leaves_what_it_promises(small, tmp_path):
     for name in ("samples/prior.png", f"tensorboard/train/{EVENTS}", f"tensorboard/validation/{EVENTS}"):
         assert (run.path / name).stat().st_size > 0
     assert vaecli.load_config(run.path / "config.yaml") == run.config == small()
-    assert [report.epoch for report in seen if report.ended] == [1, 2, 3]
+    assert [update.epoch for update in seen if update.ended] == [1, 2, 3]
     assert seen[-1].seconds_left == 0
 
 
@@ -237,16 +240,16 @@ def test_a_diverged_run_names_step_and_term_and_keeps_its_last_good_checkpoint(s
 
 def test_a_diverged_run_names_the_image_that_did_it(small, tmp_path, monkeypatch):
     def spoilt(support, config):
-        def observe(pixels, noise):
-            x = observation(support, config)(pixels, noise)
+        def preprocess(pixels, generator):
+            x = build_preprocess(support, config)(pixels, generator)
             bad = (pixels == marked).all(1, keepdim=True)
             return Batch(x.input, x.target.masked_fill(bad, torch.nan))
 
-        return observe
+        return preprocess
 
     config = small()
     marked = _train_images(config).pixels[17]
-    monkeypatch.setattr(vaecli.training.session, "observation", spoilt)
+    monkeypatch.setattr(vaecli.training.state, "build_preprocess", spoilt)
     order = torch.randperm(45, generator=generator(0, "permutation")).tolist()
     step = order.index(17) // 10 + 1
     with pytest.raises(
@@ -259,15 +262,15 @@ def test_a_gradient_that_is_not_finite_is_named(small, tmp_path, monkeypatch):
     """√0 has the gradient 1/0: every term is finite, and what follows is not."""
 
     def rooted(config):
-        inner = objective(config)
+        inner = build_objective(config)
 
-        def maximise(vae, batch, noise, weight):
-            bound, elbo = inner(vae, batch, noise, weight)
-            return bound + (vae.decoder.network[0].weight.flatten()[0] * 0).sqrt(), elbo
+        def maximise(vae, batch, epsilon, weight):
+            surrogate, elbo = inner(vae, batch, epsilon, weight)
+            return Estimate(surrogate + (vae.decoder.network[0].weight.flatten()[0] * 0).sqrt(), elbo)
 
         return maximise
 
-    monkeypatch.setattr(vaecli.training.step, "objective", rooted)
+    monkeypatch.setattr(vaecli.training.step, "build_objective", rooted)
     with pytest.raises(
         DivergedError, match=r"at step 1 \(epoch 1\): the gradient of decoder.network.0.weight is not fin"
     ):
@@ -339,18 +342,18 @@ def test_out_of_memory_says_what_to_make_smaller(small, tmp_path, monkeypatch):
     def fail(*arguments):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
 
-    monkeypatch.setattr(Ascent, "__call__", fail)
+    monkeypatch.setattr(EagerStep, "__call__", fail)
     with pytest.raises(VaecliError, match=r"out of memory; make training.batch_size"):
         train(small(), runs_dir=tmp_path)
     assert "out of memory" in only_run(tmp_path).status["reason"]
 
 
 def test_an_unexpected_failure_is_written_down(small, tmp_path):
-    def fail(report):
+    def fail(update):
         raise RuntimeError("out of luck")
 
     with pytest.raises(RuntimeError, match="out of luck"):
-        train(small(), runs_dir=tmp_path, report=fail)
+        train(small(), runs_dir=tmp_path, callback=fail)
     assert only_run(tmp_path).status["state"] == "failed"
     assert only_run(tmp_path).status["reason"] == "RuntimeError: out of luck"
 
@@ -376,7 +379,7 @@ def test_weight_decay_is_the_map_gradient_on_the_mean_loss(small, tmp_path):
     settings = {"name": "adagrad", "learning_rate": 0.01, "schedule": "constant", "weight_decay": 1e4}
     config = small(optimizer=settings, training={"epochs": 1, "batch_size": 45}, model={"init": "normal"})
     run = train(config, runs_dir=tmp_path)
-    start = vaecli.training.session.new_state(config, _train_images(config), torch.device("cpu")).vae.state_dict()
+    start = new_state(config, _train_images(config), torch.device("cpu")).vae.state_dict()
     for name, after in weights(run).items():
         theta = start[name]
         large = theta.abs() > 1e-3  # there λθ outweighs every gradient
@@ -384,4 +387,4 @@ def test_weight_decay_is_the_map_gradient_on_the_mean_loss(small, tmp_path):
 
 
 def _train_images(config):
-    return vaecli.training.session._dataset(config, None).train
+    return Dataset(config.data, config.model.likelihood.support).train

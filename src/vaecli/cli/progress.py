@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vaecli.runs.run import Run
     from vaecli.sweeps.jobs import JobResult
     from vaecli.sweeps.news import News, Watch
-    from vaecli.training.recorder import Report
+    from vaecli.training.recorder import TrainingUpdate
 
 SECONDS_PER_LINE = 5.0
 ROWS_OF_RUNS = 12
@@ -30,7 +30,7 @@ class Watcher:
 
     run: Run | None = None
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: TrainingUpdate) -> None:
         """Remember which run it is about."""
         self.run = report.run
 
@@ -38,7 +38,7 @@ class Watcher:
 class Lines(Watcher):
     """One plain line for each epoch."""
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: TrainingUpdate) -> None:
         """Print the end of an epoch."""
         super().__call__(report)
         if report.ended:
@@ -52,7 +52,7 @@ class Bar(Watcher):
         self._progress = progress
         self._task: TaskID | None = None
 
-    def __call__(self, report: Report) -> None:
+    def __call__(self, report: TrainingUpdate) -> None:
         """Move the bar."""
         super().__call__(report)
         total = report.config.training.epochs * report.steps
@@ -206,7 +206,7 @@ def _lines() -> Callable[[str, int, int], None]:
     return tell
 
 
-def epoch_line(report: Report) -> str:
+def epoch_line(report: TrainingUpdate) -> str:
     """The epoch's figures in a line."""
     width = len(str(report.config.training.epochs))
     line = (

@@ -90,22 +90,22 @@ def _run(
     as_json: bool,
 ) -> None:
     from vaecli.cli.progress import display
-    from vaecli.training import session as training
+    from vaecli.training import loop
 
     with StopOnSignal() as stop, display(quiet=quiet) as watcher:
         try:
             if old is None:
-                run = training.train(
+                run = loop.train(
                     config,
                     runs_dir=runs_dir,
                     data_dir=data_dir,
                     init_from=source,
-                    report=watcher,
+                    callback=watcher,
                     stop=stop,
                     limit=limit,
                 )
             else:
-                run = training.resume(old, config, data_dir=data_dir, report=watcher, stop=stop, limit=limit)
+                run = loop.resume(old, config, data_dir=data_dir, callback=watcher, stop=stop, limit=limit)
         except InterruptedRunError as error:
             where = watcher.run or old
             hint = "" if where is None else f"; go on with: {_command('vae', 'train', '--resume', where.path)}"

@@ -1,10 +1,15 @@
-"""Data sets: images as uint8 tensors, and their splits, which are the same whatever the seed."""
+"""Data sets: images as uint8 tensors, their splits, and how their pixels become x.
+
+Splits are the same whatever the seed. Pixels k in 0..255 become x minibatch by minibatch and on the device: binarised,
+dequantised or as they are.
+"""
 
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -14,6 +19,7 @@ from torch import Tensor
 
 from vaecli.config.likelihoods import Support
 from vaecli.config.schema import TORCHVISION, DataConfig, is_array
+from vaecli.data.image_grid import ImageShape
 from vaecli.data.sources import Part, Source, default_data_dir, load_array, load_mnist, load_torchvision
 from vaecli.errors import DataError
 
@@ -24,29 +30,32 @@ _STATIC_SEED = 20131220
 
 @dataclass(frozen=True)
 class Images:
-    """The images of one split."""
+    """Hold the images of one split."""
 
     pixels: UInt8[Tensor, "N D"]
     labels: Int64[Tensor, " N"] | None
-    height: int
-    width: int
+    shape: ImageShape
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     @property
     def mean(self) -> Float[Tensor, " D"]:
-        """The mean image, in units of the 0..1 pixel."""
+        """Return the mean image, in units of the 0..1 pixel."""
         total = sum((chunk.sum(0, dtype=torch.float64) for chunk in self.pixels.split(10_000)), torch.zeros(()))
         return (total / (255 * len(self))).float()
 
     def first(self, n: int) -> "Images":
-        """The first n images."""
-        return Images(self.pixels[:n], None if self.labels is None else self.labels[:n], self.height, self.width)
+        """Return the first n images."""
+        return replace(self, pixels=self.pixels[:n], labels=None if self.labels is None else self.labels[:n])
+
+    def to(self, device: torch.device) -> "Images":
+        """Return the same images with their pixels on a device."""
+        return replace(self, pixels=self.pixels.to(device))
 
 
 class Dataset:
-    """A named data set and its three splits, each read when it is first asked for.
+    """Give access to a named data set and its three splits, each read when it is first asked for.
 
     Args:
         config: The `data` section; `binarize: static` is applied here, once, if the support is binary.
@@ -54,7 +63,7 @@ class Dataset:
         data_dir: Where torchvision's files are or go; None for the default.
 
     Raises:
-        DataError: Images that are not to be had, or too few for the splits asked for.
+        DataError: The images cannot be read, or are too few for the splits asked for.
     """
 
     def __init__(self, config: DataConfig, support: Support, data_dir: Path | None = None) -> None:
@@ -64,27 +73,27 @@ class Dataset:
         self._data_dir = data_dir or default_data_dir()
 
     def split(self, name: Split) -> Images:
-        """The images of a split."""
+        """Return the images of a split."""
         images: Images = getattr(self, name)
         return images
 
     def in_grey(self) -> "Dataset":
-        """The same images with none binarised beforehand."""
+        """Return the same images with none binarised beforehand."""
         return Dataset(self._config, Support.LEVELS, self._data_dir) if self._static else self
 
     @cached_property
     def train(self) -> Images:
-        """All but the held-out images."""
+        """Return all training images but the held-out ones."""
         return self._images("train", slice(0, self._n_training - self._n_validation))
 
     @cached_property
     def validation(self) -> Images:
-        """The last images of the training split."""
+        """Return the last images of the training split, for early stopping and the best checkpoint; maybe none."""
         return self._images("validation", slice(self._n_training - self._n_validation, self._n_training))
 
     @cached_property
     def test(self) -> Images:
-        """The images that nothing but evaluation and reports may look at."""
+        """Return the images that nothing but evaluation and reports may look at."""
         return self._images("test", slice(self._n_training, None) if self._is_own else slice(None))
 
     @property
@@ -104,7 +113,7 @@ class Dataset:
 
     @cached_property
     def _n_training(self) -> int:
-        """How many images are not for testing."""
+        """Count the images that are not for testing."""
         n = len(self._training_source.pixels)
         if not self._is_own:
             return n
@@ -130,18 +139,78 @@ class Dataset:
         if self._static:
             pixels = _binarize_once(pixels, split)
         labels = None if source.labels is None else torch.from_numpy(np.array(source.labels[rows]))
-        return Images(pixels, labels, *chosen.shape[1:])
+        height, width = chosen.shape[1:]
+        return Images(pixels, labels, ImageShape(1, height, width))
 
 
 def _as_tensor(pixels: UInt8[NDArray[np.uint8], "N H W"]) -> UInt8[Tensor, "N H W"]:
-    """The same memory, which may be that of a file: nothing here writes to it."""
+    """Return a tensor of the same memory, which may be that of a file: nothing here writes to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(pixels)
 
 
 def _binarize_once(pixels: UInt8[Tensor, "N D"], split: Split) -> UInt8[Tensor, "N D"]:
-    """b ~ Bern(k/255) from a fixed seed of the split, as pixels 0 and 255."""
+    """Draw b ~ Bern(k/255) from a fixed seed of the split, as pixels 0 and 255."""
     generator = torch.Generator().manual_seed(_STATIC_SEED + SPLITS.index(split))
     r = torch.randint(0, 255, pixels.shape, generator=generator, dtype=torch.uint8)
     return (r < pixels).to(torch.uint8) * 255
+
+
+class Batch(NamedTuple):
+    """Hold a minibatch as the model meets it."""
+
+    input: Float[Tensor, "B D"]
+    """What the encoder sees."""
+    target: Float[Tensor, "B D"]
+    """What is scored."""
+
+
+Preprocess = Callable[[UInt8[Tensor, "B D"], torch.Generator], Batch]
+"""Turns pixels into x, drawing from the generator whatever random numbers that takes."""
+
+
+def binarize_dynamically(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:
+    """Draw b ~ Bern(k/255), exactly: b = [r < k] with r uniform on the integers 0..254."""
+    r = torch.randint(0, 255, pixels.shape, generator=generator, device=pixels.device, dtype=torch.uint8)
+    b = (r < pixels).float()
+    return Batch(b, b)
+
+
+def binarize_by_threshold(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:  # noqa: ARG001
+    """Set b = [k > 127]; images binarised beforehand (0 and 255) pass through unchanged."""
+    b = (pixels > 127).float()
+    return Batch(b, b)
+
+
+def dequantize(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:
+    """Draw y = (k + u)/256 with u ~ U[0, 1): a density of y bounds the mass of k.
+
+    u is uniform on the multiples of 2⁻¹⁶, so that float32 holds y exactly and rounding never lifts it to (k + 1)/256.
+    """
+    u = torch.randint(0, 1 << 16, pixels.shape, generator=generator, device=pixels.device, dtype=torch.int32)
+    y = (pixels.int() * (1 << 16) + u) / (1 << 24)
+    return Batch(y, y)
+
+
+def scale(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:  # noqa: ARG001
+    """Set x = k/255: a mass on levels is one of k; a density or a Bernoulli on it is no likelihood of anything."""
+    x = pixels.float() / 255
+    return Batch(x, x)
+
+
+BINARIZATIONS: dict[str, Preprocess] = {
+    "dynamic": binarize_dynamically,
+    "threshold": binarize_by_threshold,
+    "static": binarize_by_threshold,
+    "none": scale,
+}
+
+
+def build_preprocess(support: Support, config: DataConfig) -> Preprocess:
+    """Return the one way in which a likelihood of this support meets pixels under this config."""
+    if support is Support.BINARY:
+        return BINARIZATIONS[config.binarize]
+    if support is Support.LEVELS:
+        return scale
+    return dequantize if config.dequantize else scale

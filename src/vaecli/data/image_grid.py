@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -9,6 +10,25 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vaecli.files import write_atomically
+
+
+class ImageShape(NamedTuple):
+    """Hold the shape of one image, which data and distributions take as D = channels · height · width numbers."""
+
+    channels: int
+    height: int
+    width: int
+
+    @property
+    def n_pixels(self) -> int:
+        """Return D."""
+        return math.prod(self)
+
+    @property
+    def picture(self) -> tuple[int, int]:
+        """Return (height, width), the shape of a grey picture."""
+        return self.height, self.width
+
 
 GAP = 1
 BACKGROUND = 64

@@ -17,15 +17,13 @@ from torch.distributions import Distribution
 from vaecli import devices
 from vaecli.config.likelihoods import Support
 from vaecli.config.schema import Config
-from vaecli.data.dataset import Dataset, Images, Split
-from vaecli.data.observations import Batch, binarize_dynamically, observation
+from vaecli.data.dataset import Batch, Dataset, Images, Split, binarize_dynamically, build_preprocess
 from vaecli.errors import UsageError, VaecliError
-from vaecli.evaluation.binarised import grey_level, is_dequantized, is_model_of_b, model_of_b
+from vaecli.evaluation.binarised import binarised_model, grey_level, is_binarised_model, is_dequantized
 from vaecli.files import write_atomically, write_json
 from vaecli.model.distributions import Density
-from vaecli.model.estimators import Scores, Weighted, importance_weighted, ladder, log_likelihood
-from vaecli.model.vae import VAE
-from vaecli.model.validation import ACTIVE
+from vaecli.model.estimators import ACTIVE, Scores, Weighted, importance_weighted, sample_counts, score_log_likelihood
+from vaecli.model.vae import VAE, kl_per_dimension
 from vaecli.randomness import generator
 from vaecli.runs.run import Run
 
@@ -233,8 +231,8 @@ def _observed(config: Config) -> str:
 def _own_figures(task: _Task) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Everything but the bridge to binarised images, and what of it there is for every image."""
     config, k, support = task.config, task.k, task.config.model.likelihood.support
-    batch = observation(support, config.data)(task.images.pixels, task.pixel_noise())
-    scores = _level_scores if is_dequantized(config) else log_likelihood
+    batch = build_preprocess(support, config.data)(task.images.pixels, task.pixel_noise())
+    scores = _level_scores if is_dequantized(config) else score_log_likelihood
     weighted = _weigh(task.vae, batch, task, "importance sampling", scores)
     seen = _at_posterior_mean(task, batch)
     kl, log_p, size = seen["kl"].sum(1), weighted.log_likelihood[0], weighted.effective_sample_size[0]
@@ -278,11 +276,11 @@ def _figures_of_b(
     task: _Task, own: dict[str, Any], own_per_image: dict[str, Tensor]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """-log p(b): the model's own evidence where it is a model of b, else that of its decoder with another encoder."""
-    if is_model_of_b(task.config):
+    if is_binarised_model(task.config):
         log_p, size, by_k = own_per_image["log_evidence"], own["effective_sample_size"], own["log_evidence_by_k"]
     else:
         fitting = partial(task.report, "fitting an encoder to binary images")
-        model = model_of_b(task.run, task.vae, task.grey, fitting)
+        model = binarised_model(task.run, task.vae, task.grey, fitting)
         b = binarize_dynamically(task.grey_pixels, task.pixel_noise())
         weighted = _weigh(model, b, task, "importance sampling of binary images")
         log_p, by_k = weighted.log_evidence[-1, 0], _by_k(weighted.log_evidence[:, 0], task.k)
@@ -296,7 +294,7 @@ def _figures_of_b(
     return figures, {"binarised_nll": -log_p}
 
 
-def _weigh(vae: VAE, batch: Batch, task: _Task, stage: str, scores: Scores = log_likelihood) -> Weighted:
+def _weigh(vae: VAE, batch: Batch, task: _Task, stage: str, scores: Scores = score_log_likelihood) -> Weighted:
     """Importance-weight all images of a batch, a few at a time.
 
     The results are put into arrays made beforehand: small ones kept from every portion would lie between the large
@@ -333,7 +331,9 @@ def _at_posterior_mean(task: _Task, batch: Batch) -> dict[str, Tensor]:
         posterior = vae.encoder(x)
         likelihood = vae.decoder(posterior.mean)
         grey = grey_level(likelihood.mean, dequantized=is_dequantized(config))
-        part = {"kl": posterior.kl_from_standard(), "mean": posterior.mean}
+        kl = kl_per_dimension(posterior, vae.prior)
+        assert kl is not None
+        part = {"kl": kl, "mean": posterior.mean}
         part["mean_squared_error"] = (grey - pixels / 255).square().mean(1)
         if is_dequantized(config):
             part["mass_outside"] = likelihood.level_mass(x).outside.expand_as(x).mean(1)
@@ -363,4 +363,4 @@ def _monte_carlo_error(effective_sample_size: Tensor, k: int) -> float:
 
 
 def _by_k(log_evidence: Float[Tensor, "K N"], k: int) -> dict[str, float]:
-    return {str(rung): row.mean().item() for rung, row in zip(ladder(k), log_evidence, strict=True)}
+    return {str(rung): row.mean().item() for rung, row in zip(sample_counts(k), log_evidence, strict=True)}

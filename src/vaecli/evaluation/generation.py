@@ -1,34 +1,32 @@
-"""What a trained VAE does with images: draw new ones, reconstruct given ones, and encode a split."""
+"""What a trained run can show: new images, reconstructions, encodings of a split, walks through the latent space."""
 
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaecli.data.dataset import Dataset, Images, Split
-from vaecli.data.observations import Observe, observation
+from vaecli.data.dataset import Batch, Dataset, Images, Split, build_preprocess
 from vaecli.errors import UsageError
-from vaecli.model.distributions import Factorised, standard_normal
-from vaecli.model.vae import VAE
 from vaecli.randomness import generator
 from vaecli.runs.run import Run
 
 CHUNK = 1000
+"""Images that are encoded at a time."""
 
 
 class Reconstructions(NamedTuple):
-    """Images above what the model makes of them, both in units of the 0..1 pixel."""
+    """Hold images and their reconstructions, both in units of the 0..1 pixel."""
 
     originals: Float[NDArray[np.float32], "N H W"]
     reconstructions: Float[NDArray[np.float32], "N H W"]
 
 
 class Encoding(NamedTuple):
-    """The posterior q(z|x) of every image of a split."""
+    """Hold the posterior q(z|x) of every image of a split."""
 
     mean: Float[NDArray[np.float32], "N Z"]
     stddev: Float[NDArray[np.float32], "N Z"]
@@ -36,7 +34,7 @@ class Encoding(NamedTuple):
 
 
 def sample(run: Run, n: int = 100, *, seed: int = 0, draw: bool = False) -> Float[NDArray[np.float32], "N H W"]:
-    """New images: z from the prior, then the mean of p(x|z).
+    """Draw new images: z from the prior, then the mean of p(x|z).
 
     Args:
         run: A trained run.
@@ -50,35 +48,11 @@ def sample(run: Run, n: int = 100, *, seed: int = 0, draw: bool = False) -> Floa
     Raises:
         VaecliError: The run's checkpoint cannot be used.
     """
-    images = sample_prior(run.vae, n, generator(seed, "samples"), draw=draw)
-    return images.reshape(n, *run.checkpoint.image_shape).numpy()
-
-
-@torch.no_grad()
-def sample_prior(vae: VAE, n: int, noise: torch.Generator, *, draw: bool = False) -> Float[Tensor, "N D"]:
-    """The means of p(x|z), or draws from it, for n draws of z ~ p(z)."""
-    like = next(vae.parameters())
-    z = standard_normal((n, vae.latent_dim), like, noise)
-    return torch.cat([_picture(vae, chunk, noise if draw else None) for chunk in z.split(CHUNK)])
-
-
-def _picture(vae: VAE, z: Tensor, noise: torch.Generator | None) -> Tensor:
-    likelihood = vae.decoder(z)
-    assert isinstance(likelihood, Factorised)
-    return likelihood.mean if noise is None else likelihood.draw(noise)
-
-
-@torch.no_grad()
-def reconstruct_images(
-    vae: VAE, images: Images, observe: Observe, noise: torch.Generator
-) -> tuple[Float[Tensor, "N D"], Float[Tensor, "N D"]]:
-    """The images, and the mean of p(x|z) at the posterior mean of each."""
-    batch = observe(images.pixels, noise)
-    return images.pixels.float() / 255, vae.decoder(vae.encoder(batch.input).mean).mean
+    return _pictures(run, run.vae.sample(n, generator(seed, "samples"), draw=draw))
 
 
 def reconstruct(run: Run, n: int = 20, *, split: Split = "test", data_dir: Path | None = None) -> Reconstructions:
-    """The first n images of a split, and the mean of p(x|z) at the posterior mean of each.
+    """Return the first n images of a split, and the mean of p(x|z) at the posterior mean of each.
 
     Args:
         run: A trained run.
@@ -88,22 +62,24 @@ def reconstruct(run: Run, n: int = 20, *, split: Split = "test", data_dir: Path 
 
     Raises:
         VaecliError: The run's checkpoint cannot be used.
-        DataError: The images are not to be had.
+        DataError: The images cannot be read.
     """
-    images = _split(run, split, data_dir).first(n)
-    pair = reconstruct_images(run.vae, images, _observe(run), generator(run.config.seed, "evaluation"))
-    shape = (len(images), images.height, images.width)
-    return Reconstructions(*(part.reshape(shape).numpy() for part in pair))
+    images = _images(run, split, data_dir).first(n)
+    batch = _preprocess(run, images.pixels, generator(run.config.seed, "evaluation"))
+    return Reconstructions(
+        _pictures(run, images.pixels.float() / 255), _pictures(run, run.vae.reconstruct(batch.input))
+    )
 
 
 @torch.no_grad()
 def encode(run: Run, *, split: Split = "test", data_dir: Path | None = None) -> Encoding:
-    """Posterior means and deviations of a split, with its labels; arguments and errors as for `reconstruct`.
+    """Return posterior means and deviations of a split, with its labels; arguments and errors as for `reconstruct`.
 
-    The encoder sees the images as in training: binarised or dequantised with evaluation's noise, the same every time.
+    The encoder sees the images as in training: binarised or dequantised by evaluation's own random numbers, the same
+    every time.
     """
-    images, observe, noise = _split(run, split, data_dir), _observe(run), generator(run.config.seed, "evaluation")
-    posteriors = [run.vae.encoder(observe(chunk, noise).input) for chunk in images.pixels.split(CHUNK)]
+    images, stream = _images(run, split, data_dir), generator(run.config.seed, "evaluation")
+    posteriors = [run.vae.encoder(_preprocess(run, chunk, stream).input) for chunk in images.pixels.split(CHUNK)]
     return Encoding(
         mean=torch.cat([q.mean for q in posteriors]).numpy(),
         stddev=torch.cat([q.stddev for q in posteriors]).numpy(),
@@ -113,13 +89,13 @@ def encode(run: Run, *, split: Split = "test", data_dir: Path | None = None) -> 
 
 @torch.no_grad()
 def manifold(run: Run, n: int = 20) -> Float[NDArray[np.float32], "N H W"]:
-    """The mean of p(x|z) on an n by n grid of a 2-dimensional latent space, in rows (paper, figure 4).
+    """Return the mean of p(x|z) on an n by n grid of a 2-dimensional latent space, in rows (paper, figure 4).
 
-    The grid is even in the unit square, and goes through the inverse CDF of the Gaussian prior: every cell has the same
+    The grid is even in the unit square and goes through the quantiles of the prior, so that every cell has the same
     prior mass.
 
     Raises:
-        UsageError: The latent space has not 2 dimensions.
+        UsageError: The latent space does not have 2 dimensions.
         VaecliError: The run's checkpoint cannot be used.
     """
     if run.config.model.latent_dim != 2:
@@ -127,35 +103,34 @@ def manifold(run: Run, n: int = 20) -> Float[NDArray[np.float32], "N H W"]:
             f"{run.name}: has {run.config.model.latent_dim} latent dimensions; a manifold is drawn of 2: "
             "train with model.latent_dim=2"
         )
-    z = torch.special.ndtri((torch.arange(n, dtype=torch.float64) + 0.5) / n).float()
-    grid = torch.stack(torch.meshgrid(-z, z, indexing="ij"), -1).reshape(-1, 2).flip(-1)  # first latent to the right
-    means: Tensor = run.vae.decoder(grid).mean
-    return means.reshape(n * n, *run.checkpoint.image_shape).numpy()
+    u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
+    square = torch.stack(torch.meshgrid(u.flip(0), u, indexing="ij"), -1).reshape(-1, 2).flip(-1)  # z_1 to the right
+    means: Tensor = run.vae.decoder(run.vae.prior.quantile(square).float()).mean
+    return _pictures(run, means)
 
 
 @torch.no_grad()
 def interpolate(
     run: Run, first: int = 0, second: int = 1, n: int = 10, *, split: Split = "test", data_dir: Path | None = None
 ) -> Float[NDArray[np.float32], "N H W"]:
-    """The mean of p(x|z) at n points on the line between the posterior means of two images of a split.
+    """Return the mean of p(x|z) at n points on the line between the posterior means of two images of a split.
 
     Raises:
         UsageError: The split has no image of that number.
         VaecliError: The run's checkpoint cannot be used.
-        DataError: The images are not to be had.
+        DataError: The images cannot be read.
     """
-    images = _split(run, split, data_dir)
+    images = _images(run, split, data_dir)
     for number in (first, second):
         if not 0 <= number < len(images):
             raise UsageError(f"{run.name}: its {split} split has images 0 to {len(images) - 1}, and no {number}")
-    pixels = images.pixels[[first, second]]
-    ends = run.vae.encoder(_observe(run)(pixels, generator(run.config.seed, "evaluation")).input).mean
-    z = torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, n)[:, None])
-    means: Tensor = run.vae.decoder(z).mean
-    return means.reshape(n, images.height, images.width).numpy()
+    batch = _preprocess(run, images.pixels[[first, second]], generator(run.config.seed, "evaluation"))
+    ends = run.vae.encoder(batch.input).mean
+    means: Tensor = run.vae.decoder(torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, n)[:, None])).mean
+    return _pictures(run, means)
 
 
-def _split(run: Run, split: Split, data_dir: Path | None) -> Images:
+def _images(run: Run, split: Split, data_dir: Path | None) -> Images:
     config = run.config
     images = Dataset(config.data, config.model.likelihood.support, data_dir).split(split)
     if len(images) == 0:
@@ -163,5 +138,10 @@ def _split(run: Run, split: Split, data_dir: Path | None) -> Images:
     return images
 
 
-def _observe(run: Run) -> Observe:
-    return observation(run.config.model.likelihood.support, run.config.data)
+def _preprocess(run: Run, pixels: UInt8[Tensor, "N D"], stream: torch.Generator) -> Batch:
+    """Turn pixels into x as in training."""
+    return build_preprocess(run.config.model.likelihood.support, run.config.data)(pixels, stream)
+
+
+def _pictures(run: Run, images: Float[Tensor, "N D"]) -> Float[NDArray[np.float32], "N H W"]:
+    return images.reshape(-1, *run.checkpoint.image_shape.picture).numpy()

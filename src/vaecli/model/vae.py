@@ -1,75 +1,158 @@
 """The Variational Auto-Encoder: p(x|z) p(z) with the recognition model q(z|x)."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, final
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vaecli.config.schema import ModelConfig
-from vaecli.model import conditionals as distributions
-from vaecli.model.conditionals import Conditional, Gaussian
-from vaecli.model.distributions import DiagonalNormal
-from vaecli.model.networks import initialise, perceptron
+from vaecli.data.image_grid import ImageShape
+from vaecli.model import conditionals
+from vaecli.model.conditionals import LINKS, Conditional, Floor, Gaussian
+from vaecli.model.distributions import LOG_2PI, DiagonalNormal, Factorised, standard_normal
+from vaecli.model.networks import decoder_perceptron, encoder_perceptron, initialise
+
+CHUNK = 1000
+"""Images that are decoded at a time."""
+
+
+class Prior(nn.Module, ABC):
+    """Represent p(z) over Z latent dimensions; subclasses are final."""
+
+    def __init__(self, latent_dim: int) -> None:
+        super().__init__()
+        self.latent_dim = latent_dim
+
+    @abstractmethod
+    def log_prob(self, z: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch"]:
+        """Return log p(z) in nats."""
+
+    @abstractmethod
+    def draw(self, n: int, like: Tensor, generator: torch.Generator) -> Float[Tensor, "n Z"]:
+        """Draw z n times, in the precision and on the device of `like`."""
+
+    @abstractmethod
+    def quantile(self, u: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch Z"]:
+        """Map the unit cube to z so that equal volumes get equal prior mass (paper, figure 4)."""
+
+
+@final
+class StandardNormal(Prior):
+    """Represent p(z) = N(0, I)."""
+
+    def log_prob(self, z: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch"]:
+        """Return log p(z) = -½ |z|² - ½ Z log 2π, in nats."""
+        return -(0.5 * z.square()).sum(-1) - 0.5 * LOG_2PI * z.shape[-1]
+
+    def draw(self, n: int, like: Tensor, generator: torch.Generator) -> Float[Tensor, "n Z"]:
+        """Draw z ~ N(0, I)."""
+        return standard_normal((n, self.latent_dim), like, generator)
+
+    def quantile(self, u: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch Z"]:
+        """Return Φ⁻¹(u), the inverse Gaussian CDF."""
+        z: Tensor = torch.special.ndtri(u)
+        return z
+
+
+CLOSED_FORM_KL: dict[tuple[type[Distribution], type[Prior]], Callable[[Any], Tensor]] = {
+    (DiagonalNormal, StandardNormal): DiagonalNormal.kl_from_standard,
+}
+"""KL(q ‖ p) of each latent dimension, (*batch, Z) in nats, for the pairs of posterior and prior that have one."""
+
+
+def kl_per_dimension(posterior: Distribution, prior: Prior) -> Float[Tensor, "*batch Z"] | None:
+    """Return KL(q(z|x) ‖ p(z)) of each latent dimension in nats, or None where the pair has no closed form."""
+    closed_form = CLOSED_FORM_KL.get((type(posterior), type(prior)))
+    return None if closed_form is None else closed_form(posterior)
 
 
 class VAE(nn.Module):
-    """A latent variable model p(x|z) p(z), prior N(0, I), with approximate posterior q(z|x).
+    """Combine a latent variable model p(x|z) p(z) with its approximate posterior q(z|x).
 
     Args:
         encoder: q(z|x); `vae.encoder(x)` with x of shape (*batch, D) is a distribution over (*batch, Z).
         decoder: p(x|z); `vae.decoder(z)` with z of shape (*batch, Z) is a distribution over (*batch, D).
-        latent_dim: Z.
+        prior: p(z).
     """
 
-    def __init__(self, encoder: Conditional, decoder: Conditional, latent_dim: int) -> None:
+    def __init__(self, encoder: Conditional, decoder: Conditional, prior: Prior) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
-        self.latent_dim = latent_dim
+        self.prior = prior
+
+    @property
+    def latent_dim(self) -> int:
+        """Return Z."""
+        return self.prior.latent_dim
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Return the device of the parameters."""
         return next(self.parameters()).device
 
-    @property
-    def prior(self) -> DiagonalNormal:
-        """p(z) = N(0, I)."""
-        zero = next(self.parameters()).new_zeros(self.latent_dim)
-        return DiagonalNormal(zero, zero)
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator, *, draw: bool = False) -> Float[Tensor, "n D"]:
+        """Draw z ~ p(z) n times and return the mean of each p(x|z), or a draw from it."""
+        z = self.prior.draw(n, next(self.parameters()), generator)
+        return torch.cat([self._decode(chunk, generator if draw else None) for chunk in z.split(CHUNK)])
+
+    def _decode(self, z: Tensor, generator: torch.Generator | None) -> Tensor:
+        likelihood = self.decoder(z)
+        assert isinstance(likelihood, Factorised)
+        return likelihood.mean if generator is None else likelihood.draw(generator)
+
+    @torch.no_grad()
+    def reconstruct(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
+        """Return the mean of p(x|z) at the posterior mean of each image."""
+        reconstruction: Tensor = self.decoder(self.encoder(x).mean).mean
+        return reconstruction
 
 
 def build_vae(
     config: ModelConfig,
-    n_pixels: int,
+    image_shape: ImageShape,
     generator: torch.Generator,
     mean_image: Float[Tensor, " D"] | None = None,
 ) -> VAE:
-    """The VAE that a config describes, on the CPU. Past this point nothing knows of YAML or of decoders' names.
+    """Build the VAE that a config describes, on the CPU. Past this point nothing knows of YAML or of decoders' names.
 
     Args:
         config: Sizes, activation and decoder.
-        n_pixels: D.
+        image_shape: Channels, height and width of an image.
         generator: Draws the initial parameters; on the CPU.
         mean_image: The mean training image in units of the 0..1 pixel, for `init: mean_image`.
     """
-    vae = _assemble(config, n_pixels, "cpu")
-    initialise(vae, "normal" if config.init == "normal" else "torch", generator)
+    with torch.random.fork_rng(devices=[]):  # a layer's constructor draws from the global generator
+        vae = _assemble(config, image_shape)
+    for conditional in (vae.encoder, vae.decoder):
+        initialise(conditional.network, "normal" if config.init == "normal" else "torch", generator)
     if config.init == "mean_image" and mean_image is not None:
         vae.decoder.start_at(mean_image)
     return vae
 
 
-def outline(config: ModelConfig, n_pixels: int) -> VAE:
-    """The VAE that a config describes in shape only, on the meta device: it takes no memory, however large."""
-    return _assemble(config, n_pixels, "meta")
+def build_meta_vae(config: ModelConfig, image_shape: ImageShape) -> VAE:
+    """Build the VAE that a config describes on the meta device: shapes that take no memory, however large."""
+    with torch.device("meta"):
+        return _assemble(config, image_shape)
 
 
-def _assemble(config: ModelConfig, n_pixels: int, device: str) -> VAE:
+SETTINGS: dict[str, tuple[str, Callable[[ModelConfig], Any]]] = {
+    "mean": ("link", lambda config: LINKS[config.mean]),
+    "min_log_sigma": ("floor", lambda config: Floor(config.min_log_sigma)),
+}
+"""A decoder's settings in the config: the argument that each becomes, and its value."""
+
+
+def _assemble(config: ModelConfig, image_shape: ImageShape) -> VAE:
     likelihood = config.likelihood
-    decoder_class: type[Conditional] = getattr(distributions, likelihood.class_name)
-    settings = {name: getattr(config, name) for name in likelihood.settings}
-    z, hidden = config.latent_dim, config.hidden_dim
-    encoder = Gaussian(perceptron((n_pixels, *hidden, 2 * z), config.activation, device))
-    outputs = decoder_class.n_params * n_pixels
-    decoder = decoder_class(perceptron((z, *reversed(hidden), outputs), config.activation, device), **settings)
-    return VAE(encoder, decoder, z)
+    decoder_class: type[Conditional] = getattr(conditionals, likelihood.class_name)
+    arguments = {argument: value(config) for argument, value in (SETTINGS[name] for name in likelihood.settings)}
+    encoder = Gaussian(encoder_perceptron(config, image_shape, Gaussian.n_params * config.latent_dim))
+    decoder = decoder_class(decoder_perceptron(config, image_shape, decoder_class.n_params), **arguments)
+    return VAE(encoder, decoder, StandardNormal(config.latent_dim))

@@ -1,4 +1,4 @@
-"""Checkpoints: plain dictionaries of tensors, numbers and strings, enough to sample from or to go on from."""
+"""Checkpoints: plain dictionaries of tensors, numbers and strings, enough to sample from or to resume from."""
 
 import io
 import math
@@ -6,7 +6,7 @@ import pickle
 import pickletools
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,16 @@ from torch import Tensor
 
 from vaecli.config.loading import parse_config
 from vaecli.config.schema import Config
+from vaecli.data.image_grid import ImageShape
 from vaecli.errors import ConfigError, VaecliError
 from vaecli.files import write_atomically
-from vaecli.model.vae import VAE, build_vae, outline
+from vaecli.model.vae import VAE, build_meta_vae, build_vae
 from vaecli.randomness import generator
 
 FORMAT = "vaecli checkpoint"
-VERSION = 2
+VERSION = 3
+READABLE = (2, 3)
+"""Versions that can be read; 2 has an image shape without channels, and other words for its conditions."""
 MAX_SIDE = 65536
 """Pixels along a side of an image."""
 MAX_PICKLE = 10_000_000
@@ -36,11 +39,12 @@ _NAMES = {
 }
 _IMPORTING = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "BUILD"}
 """What a pickle may name, and the opcodes that no checkpoint has."""
+_CONDITIONS_OF_VERSION_2 = {"runs trained together": "replicates", "plain": "eager"}
 
 
 @dataclass
 class Progress:
-    """How far training has come."""
+    """Count how far training has come."""
 
     epoch: int = 0
     """Epochs completed."""
@@ -61,14 +65,13 @@ class Progress:
 
 @dataclass
 class Checkpoint:
-    """The whole state of a run at one instant."""
+    """Hold the whole state of a run at one instant."""
 
     config: Config
-    image_shape: tuple[int, int]
-    """Height and width."""
+    image_shape: ImageShape
     model: dict[str, Tensor]
     optimizer: dict[int, dict[str, Tensor]]
-    """What the optimiser keeps of each parameter, by its number; its settings are the config's."""
+    """The optimiser's moments of each parameter, by its number; its settings are the config's."""
     progress: Progress
     generators: dict[str, Tensor]
     """The state of each random-number stream of training."""
@@ -86,9 +89,8 @@ class Checkpoint:
     """Bytes of each append-only log."""
 
     def build_vae(self) -> VAE:
-        """The model with these weights, on the CPU."""
-        height, width = self.image_shape
-        vae = build_vae(self.config.model, height * width, generator(self.config.seed, "init"))
+        """Build the model with these weights, on the CPU."""
+        vae = build_vae(self.config.model, self.image_shape, generator(self.config.seed, "init"))
         vae.load_state_dict(self.model)
         return vae.eval()
 
@@ -100,6 +102,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "version": VERSION,
         **vars(checkpoint),
         "config": checkpoint.config.model_dump(mode="json"),
+        "image_shape": tuple(checkpoint.image_shape),
         "progress": asdict(checkpoint.progress),
     }
     buffer = io.BytesIO()  # torch.save turns the errors of a full disk into its own
@@ -111,7 +114,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and check a checkpoint; nothing in it is executed, and no more memory taken than the file is long.
 
     Raises:
-        VaecliError: It is none, is damaged, or holds anything that no run would have written.
+        VaecliError: The file is not a checkpoint, is damaged, or holds anything that no run would have written.
     """
     try:
         _check_archive(path)
@@ -123,23 +126,31 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise VaecliError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
         raise VaecliError(f"{path}: holds more than tensors, numbers and strings, or is damaged; not loaded") from error
-    except Exception as error:  # zipfile, pickle and torch have no common word for a damaged file
+    except Exception as error:  # zipfile, pickle and torch share no error for a damaged file
         raise VaecliError(f"{path}: not a checkpoint, or damaged or cut short ({_brief(error)})") from error
     name, version = (content.get(key) if isinstance(content, dict) else None for key in ("format", "version"))
     if not isinstance(name, str) or name != FORMAT:
         raise VaecliError(f"{path}: not a checkpoint of vaecli")
-    if not isinstance(version, int) or version != VERSION:
-        raise VaecliError(f"{path}: has format version {str(version)[:20]}; this vaecli reads version {VERSION}")
+    if not isinstance(version, int) or version not in READABLE:
+        readable = " and ".join(map(str, READABLE))
+        raise VaecliError(f"{path}: has format version {str(version)[:20]}; this vaecli reads versions {readable}")
     try:
-        return _parse(content)
+        return _parse(_upgrade(content) if version < VERSION else content)
     except ConfigError as error:
         raise VaecliError(f"{path}: its config is not valid: {'; '.join(error.problems)[:1000]}") from error
-    except Exception as error:  # whatever the parts were taken for and are not
+    except Exception as error:  # a part may be of any wrong type
         raise VaecliError(f"{path}: a part is missing or malformed: {_brief(error)}") from error
 
 
+def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Translate the content of a version 2 checkpoint into that of the present version."""
+    words = _CONDITIONS_OF_VERSION_2
+    conditions = {words.get(name, name): words.get(value, value) for name, value in content["conditions"].items()}
+    return {**content, "image_shape": (1, *content["image_shape"]), "conditions": conditions}
+
+
 def _check_archive(path: Path) -> None:
-    """See that a file is a plain archive of tensors before torch reads it: nothing packed, nothing to be called."""
+    """Check that a file is a plain archive of tensors before torch reads it: nothing packed, nothing to be called."""
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
@@ -155,7 +166,7 @@ def _check_archive(path: Path) -> None:
 
 
 def _check_sizes(value: object) -> None:
-    """See that every tensor is dense and has as many values as its shape says. Raises ValueError."""
+    """Check that every tensor is dense and has as many values as its shape says. Raises ValueError."""
     if isinstance(value, Tensor):
         if value.layout != torch.strided or value.numel() * value.itemsize > value.untyped_storage().nbytes():
             raise ValueError(f"a tensor of shape {tuple(value.shape)} has fewer values than that")
@@ -168,7 +179,7 @@ def _check_sizes(value: object) -> None:
 
 
 def _parse(content: Mapping[str, Any]) -> Checkpoint:
-    """Check every part against the config and the others. Raises ConfigError, ValueError and their like."""
+    """Check every part against the config and the other parts. Raises ConfigError, ValueError and their like."""
     names = {field.name for field in fields(Checkpoint)}
     given = content.keys() - {"format", "version"}
     if given != names:
@@ -176,19 +187,17 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
     values = {name: content[name] for name in names}
     values["config"] = config = parse_config(values["config"])
     values["progress"] = progress = Progress(**values["progress"])
-    values["image_shape"] = height, width = values["image_shape"]
-    if not all(_is_count(side) and 0 < side <= MAX_SIDE for side in (height, width)):
-        raise ValueError(f"image_shape is {height!r} x {width!r}")
-    expected = {name: value.shape for name, value in outline(config.model, height * width).state_dict().items()}
-    _check_tensors("model", values["model"], expected, torch.float32)
+    values["image_shape"] = shape = ImageShape(*values["image_shape"])
+    if not all(_is_count(side) and 0 < side <= MAX_SIDE for side in shape):
+        raise ValueError(f"image_shape is {' x '.join(map(repr, shape))}")
+    vae = build_meta_vae(config.model, shape)
+    _check_tensors("model", values["model"], vae.state_dict())
     if not all(value.isfinite().all() for value in values["model"].values()):
         raise ValueError("model has weights that are not finite")
-    _check_tensors(
-        "generators", values["generators"], {"permutation": None, "epsilon": None, "pixels": None}, torch.uint8
-    )
-    _check_tensors("trace", {"trace": values["trace"]}, {"trace": None}, torch.float32)
+    _check_tensors("generators", values["generators"], dict.fromkeys(("permutation", "epsilon", "pixels"), torch.uint8))
+    _check_tensors("trace", {"trace": values["trace"]}, {"trace": torch.float32})
     _check_progress(progress, values["trace"], values["permutation"], config)
-    _check_optimizer(values["optimizer"], list(expected.values()))
+    _check_optimizer(values["optimizer"], list(vae.parameters()))
     for name, kind in (("logs", int), ("conditions", str)):
         if not isinstance(values[name], dict) or not all(
             isinstance(key, str) and isinstance(value, kind) for key, value in values[name].items()
@@ -197,20 +206,22 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
     if not _is_count(values["threads"]) or not 0 < values["threads"] <= 1024:
         raise ValueError(f"threads is {values['threads']!r}")
     if not isinstance(values["data_sha256"], str):
-        raise TypeError("data_sha256 is no text")
+        raise TypeError("data_sha256 is not text")
     return Checkpoint(**values)
 
 
-def _check_tensors(what: str, tensors: object, expected: Mapping[str, torch.Size | None], dtype: torch.dtype) -> None:
-    """Tensors of these names, this type and, where they are given, these shapes."""
+def _check_tensors(what: str, tensors: object, expected: Mapping[str, Tensor | torch.dtype]) -> None:
+    """Check for tensors of these names and of the type, or the type and the shape, that is expected of each."""
     if not isinstance(tensors, dict) or tensors.keys() != expected.keys():
         raise KeyError(f"{what} does not have the parts {', '.join(expected)}")
-    for name, shape in expected.items():
-        tensor = tensors[name]
+    for name, wanted in expected.items():
+        tensor, dtype = tensors[name], wanted.dtype if isinstance(wanted, Tensor) else wanted
         if not isinstance(tensor, Tensor) or tensor.dtype != dtype:
-            raise TypeError(f"{what}: {name} is no tensor of {dtype}")
-        if shape is not None and tensor.shape != shape:
-            raise ValueError(f"{what}: {name} has shape {tuple(tensor.shape)}; its config asks for {tuple(shape)}")
+            raise TypeError(f"{what}: {name} is not a tensor of {dtype}")
+        if isinstance(wanted, Tensor) and tensor.shape != wanted.shape:
+            raise ValueError(
+                f"{what}: {name} has shape {tuple(tensor.shape)}; its config asks for {tuple(wanted.shape)}"
+            )
 
 
 def _check_progress(progress: Progress, trace: Tensor, permutation: object, config: Config) -> None:
@@ -218,7 +229,7 @@ def _check_progress(progress: Progress, trace: Tensor, permutation: object, conf
     if not all(_is_count(count) for count in counts) or not all(
         isinstance(value, float) for value in (progress.learning_rate, progress.seconds, progress.best_elbo)
     ):
-        raise ValueError("progress has counts that are none")
+        raise ValueError("progress: a count is not a whole number, or a time or bound is not a number")
     if trace.ndim != 2 or trace.shape[1] != 3 or progress.position > len(trace):
         raise ValueError(f"trace has shape {tuple(trace.shape)} at position {progress.position}")
     if progress.step != progress.epoch * len(trace) + progress.position:
@@ -227,22 +238,22 @@ def _check_progress(progress: Progress, trace: Tensor, permutation: object, conf
         if progress.position:
             raise ValueError("permutation is missing")
         return
-    _check_tensors("permutation", {"permutation": permutation}, {"permutation": None}, torch.int64)
+    _check_tensors("permutation", {"permutation": permutation}, {"permutation": torch.int64})
     assert isinstance(permutation, Tensor)
     n = len(permutation) if permutation.ndim == 1 else 0
     if -(-n // config.training.batch_size) != len(trace) or not permutation.sort().values.equal(torch.arange(n)):
-        raise ValueError("permutation is none of the training images")
+        raise ValueError("permutation does not name every training image once")
 
 
-def _check_optimizer(optimizer: object, shapes: list[torch.Size]) -> None:
-    """Of each parameter either nothing, or tensors of its shape and a counter."""
-    if not isinstance(optimizer, dict) or not optimizer.keys() <= set(range(len(shapes))):
+def _check_optimizer(optimizer: object, parameters: Sequence[Tensor]) -> None:
+    """Check that there is nothing, or tensors of its shape and a counter, for each parameter."""
+    if not isinstance(optimizer, dict) or not optimizer.keys() <= set(range(len(parameters))):
         raise KeyError("optimizer is not that of the model's parameters")
+    counter = torch.zeros(())
     for i, moments in optimizer.items():
         if not isinstance(moments, dict):
             raise TypeError("optimizer is malformed")
-        wanted = {name: torch.Size(()) if name == "step" else shapes[i] for name in moments}
-        _check_tensors("optimizer", moments, wanted, torch.float32)
+        _check_tensors("optimizer", moments, {name: counter if name == "step" else parameters[i] for name in moments})
 
 
 def _is_count(value: object) -> bool:

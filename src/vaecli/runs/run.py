@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vaecli.config.loading import dump_config, load_config
 from vaecli.config.schema import Config
@@ -98,6 +98,19 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """The content of environment.json; empty where there is none to read."""
         return _read_object(self.path / "environment.json")
+
+    def lock(self) -> BinaryIO:
+        """Hold the run for this process alone, until the returned file is closed or the process ends.
+
+        Raises:
+            VaecliError: Another process holds it, or the run directory cannot be written.
+        """
+        try:
+            return lock(self.path / LOCK)
+        except BlockingIOError as error:
+            raise VaecliError(f"{self.path}: is being trained by another process") from error
+        except OSError as error:
+            raise VaecliError(f"{error.filename or self.path}: cannot be written: {error.strerror or error}") from error
 
     @property
     def is_training(self) -> bool:

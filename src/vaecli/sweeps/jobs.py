@@ -164,11 +164,17 @@ def complete_together(tasks: Sequence[Job], stop: Stop = never) -> list[JobResul
 
 def _trained(tasks: Sequence[Job], stop: Stop) -> tuple[dict[int, Run], dict[int, Exception]]:
     """The run of every task, by its place among them, or what went wrong with it."""
-    from vaecli.training.replicates import train_together  # noqa: PLC0415 (torch)
-    from vaecli.training.session import Controls, Training, begin, go_on, in_words  # noqa: PLC0415
+    from vaecli.training.replicates import train_replicates  # noqa: PLC0415 (torch)
+    from vaecli.training.session import (  # noqa: PLC0415
+        Controls,
+        Session,
+        in_plain_words,
+        resume_session,
+        start_session,
+    )
 
     runs = {i: t.known for i, t in enumerate(tasks) if t.known and t.known.status.get("state") in FINISHED}
-    trainings: dict[int, Training] = {}
+    trainings: dict[int, Session] = {}
     failed: dict[int, Exception] = {}
     said = _Said(stop)
     n, oversight = len(tasks) - len(runs), Controls(stop=said)
@@ -176,17 +182,17 @@ def _trained(tasks: Sequence[Job], stop: Stop) -> tuple[dict[int, Run], dict[int
         work, beside = task.work, next(iter(trainings.values()), None)
         try:
             if task.known is None:
-                trainings[i] = begin(task.config, work.runs_dir, work.data_dir, oversight, beside=beside)
+                trainings[i] = start_session(task.config, work.runs_dir, work.data_dir, oversight, share=beside)
             elif i not in runs:
-                trainings[i] = go_on(task.known, None, work.data_dir, oversight, replicates=n, beside=beside)
+                trainings[i] = resume_session(task.known, None, work.data_dir, oversight, replicates=n, share=beside)
         except Exception as error:  # noqa: BLE001 (whatever it is, it is this run's alone)
-            failed[i] = in_words(error, n)
+            failed[i] = in_plain_words(error, n)
     if len({training.state.progress.step for training in trainings.values()}) > 1:
         message = (
             "runs that are trained together were cut at different steps, and may not end in the bits of uncut ones"
         )
         warnings.warn(message, ReproducibilityWarning, stacklevel=2)
-    failed |= train_together(trainings, said.ask)
+    failed |= train_replicates(trainings, said.ask)
     return runs | {i: training.run for i, training in trainings.items()}, failed
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from vaecli.config.schema import Config, is_array
 from vaecli.data.sources import fingerprint
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError
-from vaecli.files import lock, sweep
+from vaecli.files import lock, remove_temporary_files
 from vaecli.runs.archive import pack, store
 from vaecli.runs.run import LOCK
 from vaecli.sweeps.jobs import Job, JobResult, Resources, evaluated
@@ -125,7 +125,7 @@ class _Driver:
         try:
             if run is not None and i not in self._locks:
                 self._locks[i] = lock(run.path / LOCK)
-                sweep(run.path)
+                remove_temporary_files(run.path)
             files = None if run is None else pack(run)
         except BlockingIOError:
             where = "" if run is None else run.path

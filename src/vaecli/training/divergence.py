@@ -1,19 +1,18 @@
-"""Training that has diverged: that it has, and by which term, at which step, on which images."""
+"""Training that has diverged: which term did so, at which step, on which images."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from vaecli.data.observations import Observe
 from vaecli.errors import DivergedError, VaecliError
-from vaecli.model.objectives import kl_weight, noise, objective
+from vaecli.model.objectives import build_objective
 from vaecli.runs.checkpoint import Checkpoint
-from vaecli.training.state import TrainingState, TrainingStream
+from vaecli.training.state import Minibatch, TrainingState, TrainingStream
 
-NOISE: tuple[TrainingStream, ...] = ("pixels", "epsilon")
+DRAWN_FROM: tuple[TrainingStream, ...] = ("pixels", "epsilon")
 """The streams that a step draws from."""
-MOST_IMAGES = 5
+MAX_IMAGES = 5
 """Images named in a message."""
 
 
@@ -32,28 +31,33 @@ def check_finite(state: TrainingState) -> None:
     raise DivergedError(f"training diverged at step {step}", step)
 
 
-def explain(state: TrainingState, good: Checkpoint, observe: Observe, step: int, repeat: Callable[[int], None]) -> str:
-    """Go back to a good checkpoint, repeat the steps from there, and say what was the first not to be finite.
+def explain(
+    state: TrainingState, good: Checkpoint, step: int, make_steps: Callable[[Sequence[Minibatch]], Tensor]
+) -> str:
+    """Return to a good checkpoint, repeat the steps from there, and say what was the first not to be finite.
 
     Args:
-        state: Of the run; it is moved.
+        state: Of the run; it is changed.
         good: The last checkpoint.
-        observe: How pixels become x.
         step: Where something was found not to be finite; it may have begun a step earlier, in the gradient.
-        repeat: Trains up to a step.
+        make_steps: Makes eager steps of the state.
     """
-    found = None
+    found, where = None, f"step {step}"
     try:
         state.restore(good)
-        repeat(max(state.progress.step, step - 2))
-        while found is None and state.progress.step < step:
+        for minibatch in _minibatches_up_to(step, state):
             at, epoch = state.progress.step + 1, state.progress.epoch + 1
-            found = _examine(state, observe, repeat)
-            where = f"step {at} (epoch {epoch})"
+            if at <= step - 2:
+                state.count([minibatch], make_steps([minibatch]))
+                continue
+            found = _examine(state, minibatch, make_steps)
+            if found is not None:
+                where = f"step {at} (epoch {epoch})"
+                break
     except VaecliError:
         pass
-    if found is None:  # other threads, a file that is gone, or it went another way in plain steps
-        found, where = "a term or a parameter is not finite", f"step {step}"
+    if found is None:  # other threads, a file that is gone, or it went another way in eager steps
+        found = "a term or a parameter is not finite"
     floor = "" if state.config.model.min_log_sigma is not None else ", and so does a floor, model.min_log_sigma=-7"
     return (
         f"training diverged at {where}: {found}; the last good checkpoint is kept. "
@@ -61,20 +65,30 @@ def explain(state: TrainingState, good: Checkpoint, observe: Observe, step: int,
     )
 
 
-def _examine(state: TrainingState, observe: Observe, repeat: Callable[[int], None]) -> str | None:
+def _minibatches_up_to(step: int, state: TrainingState) -> Iterator[Minibatch]:
+    """Yield the minibatches of the steps that are left up to one; each is to be counted before the next."""
+    while state.progress.step < step:
+        for chunk in state.chunks():
+            for minibatch in chunk:
+                if state.progress.step < step:
+                    yield minibatch
+        state.end_epoch()
+
+
+def _examine(
+    state: TrainingState, minibatch: Minibatch, make_steps: Callable[[Sequence[Minibatch]], Tensor]
+) -> str | None:
     """Make one step, and say what in it is not finite."""
-    config, streams = state.config.objective, {stream: state.generators[stream].get_state() for stream in NOISE}
+    generators = {name: state.generators[name] for name in DRAWN_FROM}
+    before = {name: generator.get_state() for name, generator in generators.items()}
     rows = state.rows()[0]
-    batch = observe(next(state.minibatches()), state.generators["pixels"])
-    epsilon = noise(state.vae, batch, config.L, state.generators["epsilon"])
+    batch, epsilon = state.draw(minibatch.pixels)
     with torch.no_grad():
-        weight = kl_weight(config, state.progress.step, state.steps_per_epoch)
-        bound, elbo = objective(config)(state.vae, batch, epsilon, weight)
-    for stream, before in streams.items():
-        state.generators[stream].set_state(before)
-    terms = {"log-likelihood": elbo.log_likelihood, "KL term": elbo.kl, "bound": bound}
-    repeat(state.progress.step + 1)
-    for name, term in terms.items():
+        surrogate, elbo = build_objective(state.config.objective)(state.vae, batch, epsilon, minibatch.kl_weight)
+    for stream, generator in generators.items():
+        generator.set_state(before[stream])
+    state.count([minibatch], make_steps([minibatch]))
+    for name, term in {"log-likelihood": elbo.log_likelihood, "KL term": elbo.kl, "bound": surrogate}.items():
         bad = ~term.isfinite()
         if bad.any():
             return f"the {name} of {_images(rows[bad])} of the training split is {term[bad][0].item()}"
@@ -88,7 +102,7 @@ def _examine(state: TrainingState, observe: Observe, repeat: Callable[[int], Non
 
 
 def _images(rows: Tensor) -> str:
-    """Which images, by their number in the split."""
-    numbers = [str(number) for number in rows[:MOST_IMAGES].tolist()]
-    more = f" and {len(rows) - MOST_IMAGES} more" if len(rows) > MOST_IMAGES else ""
+    """Name images by their number in the split."""
+    numbers = [str(number) for number in rows[:MAX_IMAGES].tolist()]
+    more = f" and {len(rows) - MAX_IMAGES} more" if len(rows) > MAX_IMAGES else ""
     return f"image{'s' if len(rows) > 1 else ''} {', '.join(numbers)}{more}"

@@ -1,9 +1,10 @@
-"""Optimisers: gradient steps whose size differs from parameter to parameter.
+"""Optimisers and their step sizes: gradient steps whose size differs from parameter to parameter.
 
 The arithmetic is that of `torch.optim`, kernel for kernel, and so are the bits. What is left out is what surrounds it
 there: at its first use it imports torch's compiler, a second of a run's start, and it sorts its tensors at every step.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar, final
@@ -11,27 +12,31 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from vaecli.config.schema import OptimizerConfig
+
 Moments = dict[str, Tensor]
-"""What is kept of one parameter, by name; each of its shape."""
+"""The running statistics of one parameter, by name; each of its shape."""
 
 
 class Optimizer(ABC):
-    """Moves parameters against their gradients; subclasses are final.
+    """Move parameters against their gradients; subclasses are final.
 
     Args:
-        parameters: All on one device; what is kept of them starts at zero.
+        parameters: All on one device; their moments start at zero.
         weight_decay: λ; λθ is added to the gradient of each θ.
     """
 
-    kept: ClassVar[tuple[str, ...]]
-    """The names of what is kept of each parameter."""
+    moment_names: ClassVar[tuple[str, ...]]
+    """The names of each parameter's moments."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> None:
         self.parameters: list[Tensor] = list(parameters)
         self.weight_decay = weight_decay
         self.n_steps = torch.zeros((), device=self.parameters[0].device)
-        """Made so far; on the device, so that a step can be recorded there."""
-        self.moments = {name: [torch.zeros_like(p, requires_grad=False) for p in self.parameters] for name in self.kept}
+        """Steps made so far; on the device, so that a step can be recorded there."""
+        self.moments = {
+            name: [torch.zeros_like(p, requires_grad=False) for p in self.parameters] for name in self.moment_names
+        }
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -53,37 +58,42 @@ class Optimizer(ABC):
 
     @abstractmethod
     def _move(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
-        """Move every parameter along its gradient, of which there is one for each."""
+        """Move every parameter along its gradient; there is one gradient a parameter."""
 
     def state_dict(self) -> dict[int, Moments]:
-        """What is kept of each parameter, by its number; `n_steps` is apart."""
-        return {i: {name: kept[i] for name, kept in self.moments.items()} for i in range(len(self.parameters))}
+        """Return the moments of each parameter, by its number."""
+        return {i: {name: of_all[i] for name, of_all in self.moments.items()} for i in range(len(self.parameters))}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[int, Mapping[str, Tensor]]) -> None:
-        """Take over what was kept of each parameter, in place. Raises ValueError where it is another optimiser's."""
-        mine = self.state_dict()
-        if state.keys() != mine.keys() or any(state[i].keys() != mine[i].keys() for i in mine):
+    def load_state_dict(self, state: Mapping[int, Mapping[str, Tensor]], n_steps: int) -> None:
+        """Copy the moments of each parameter, and the number of steps made with them.
+
+        Raises:
+            ValueError: The moments are those of another optimiser.
+        """
+        own = self.state_dict()
+        if state.keys() != own.keys() or any(state[i].keys() != own[i].keys() for i in own):
             raise ValueError(f"the optimiser's state is not that of {type(self).__name__}")
-        for i, moments in mine.items():
+        for i, moments in own.items():
             for name, tensor in moments.items():
                 tensor.copy_(state[i][name])
+        self.n_steps.fill_(n_steps)
 
     @torch.no_grad()
-    def stack(self, of_each: Sequence["Optimizer"]) -> None:
-        """Take over what several keep of parameters of which these are stacks; theirs become views of it."""
-        for name, kept in self.moments.items():
-            for i in range(len(kept)):
-                kept[i] = torch.stack([other.moments[name][i] for other in of_each])
-                for mine, other in zip(kept[i], of_each, strict=True):
-                    other.moments[name][i] = mine
+    def stack(self, others: Sequence["Optimizer"]) -> None:
+        """Take over the moments of others, of whose parameters this one's are stacks; theirs become views of it."""
+        for name, moments in self.moments.items():
+            for i in range(len(moments)):
+                moments[i] = torch.stack([other.moments[name][i] for other in others])
+                for own, other in zip(moments[i], others, strict=True):
+                    other.moments[name][i] = own
 
 
 @final
 class Adam(Optimizer):
-    """θ ← θ - α m̂/(√v̂ + ε), by running means m of the gradient and v of its square (Kingma & Ba 2014, algorithm 1)."""
+    """Step θ ← θ - α m̂/(√v̂ + ε), by running means m of the gradient and v of its square (Kingma & Ba 2014)."""
 
-    kept: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    moment_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     def _move(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
         torch._fused_adam_(  # type: ignore[call-overload]
@@ -104,9 +114,9 @@ class Adam(Optimizer):
 
 @final
 class Adagrad(Optimizer):
-    """θ ← θ - α g/(√Σg² + ε), the sum being over all steps (Duchi et al. 2011)."""
+    """Step θ ← θ - α g/(√Σg² + ε), the sum being over all steps (Duchi et al. 2011)."""
 
-    kept: ClassVar[tuple[str, ...]] = ("sum",)
+    moment_names: ClassVar[tuple[str, ...]] = ("sum",)
 
     def _move(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
         if self.n_steps.device.type != "cpu":  # not every torch has a kernel for it there
@@ -130,3 +140,18 @@ class Adagrad(Optimizer):
                 gradient.add_(parameter, alpha=self.weight_decay)
             total.addcmul_(gradient, gradient)
             parameter.sub_(gradient.div_(total.sqrt().add_(1e-10)).mul_(learning_rate))
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adagrad": Adagrad}
+
+
+def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """Build the optimiser that a config names."""
+    return OPTIMIZERS[config.name](parameters, config.weight_decay)
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Return the step size at a step 0..steps: constant, or falling to 0 on a line or on half a cosine."""
+    remaining = 1 - step / steps
+    factor = {"constant": 1.0, "linear": remaining, "cosine": 0.5 * (1 - math.cos(math.pi * remaining))}
+    return config.learning_rate * factor[config.schedule]

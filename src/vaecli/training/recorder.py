@@ -1,43 +1,36 @@
-"""What a run leaves behind while it trains: curves, pictures, checkpoints, status, and news for whoever watches."""
+"""What a run writes while it trains: curves, pictures, checkpoints and its status."""
 
 import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from vaecli.config.loading import dump_config
 from vaecli.config.schema import Config
 from vaecli.data.dataset import Images
-from vaecli.data.image_grid import grid, paired_grid, save_png
-from vaecli.data.observations import Observe
+from vaecli.data.image_grid import save_png
 from vaecli.errors import VaecliError
-from vaecli.evaluation.generation import reconstruct_images, sample_prior
-from vaecli.files import lock, sweep
-from vaecli.model.validation import Bound
-from vaecli.randomness import generator
+from vaecli.files import remove_temporary_files
+from vaecli.model.estimators import Bound
+from vaecli.randomness import Stream, generator
 from vaecli.runs.checkpoint import Checkpoint, save_checkpoint
-from vaecli.runs.run import LOCK, Run
-from vaecli.training.logs import RunLogs
-from vaecli.training.projector import POINTS, write_projector
+from vaecli.runs.run import LOGS, Run
+from vaecli.training.logs import PROJECTED, RunLogs, prior_picture, reconstruction_picture, write_projector
 from vaecli.training.state import TrainingState
 
-SECONDS_PER_CHECKPOINT = 15.0
 SECONDS_PER_STATUS = 1.0
 SAMPLES, RECONSTRUCTIONS = 50, 30
 """Images in each picture."""
-STATUS_FIGURES = ("epoch", "step", "elbo", "log_likelihood", "kl", "active_units", "pixels_at_floor")
+STATUS_METRICS = ("epoch", "step", "elbo", "log_likelihood", "kl", "active_units", "pixels_at_floor")
 
 
 @dataclass(frozen=True)
-class Report:
-    """News of a run. Bounds are means in nats per image, at KL weight 1."""
+class TrainingUpdate:
+    """Describe how far a run has come. Bounds are means in nats per image, at KL weight 1."""
 
     run: Run
     config: Config
@@ -61,128 +54,99 @@ class Report:
 
     @property
     def elbo(self) -> float:
-        """The training bound."""
+        """Return the training bound."""
         return self.log_likelihood - self.kl
 
 
-Reporter = Callable[[Report], None]
-
-
-def ignore(report: Report) -> None:
-    """Report to nobody."""
+TrainingCallback = Callable[[TrainingUpdate], None]
 
 
 class Recorder:
-    """Records a stretch of training, from the state's present to the end of the run or wherever it is cut.
+    """Record a run, from the state's present to the end of the run or wherever it is cut.
 
     Args:
-        run: Where to.
-        state: What is recorded; read, never changed but for its best bound.
+        run: Where to write.
+        lock: The run's, which is released when the recorder is closed.
+        state: What is recorded; read, never changed.
         lengths: Bytes to cut each log back to.
-        report: Is told at every `step` and `end_epoch`.
+        callback: Is called at every `step` and `end_epoch`.
     """
 
-    def __init__(self, run: Run, state: TrainingState, lengths: Mapping[str, int], report: Reporter = ignore) -> None:
-        self._run, self._state, self._config, self._report = run, state, state.config, report
+    def __init__(
+        self,
+        run: Run,
+        lock: BinaryIO,
+        state: TrainingState,
+        lengths: Mapping[str, int],
+        callback: TrainingCallback | None = None,
+    ) -> None:
+        self._run, self._lock, self._state, self._config = run, lock, state, state.config
+        self._callback = callback
         with ExitStack() as stack:
+            stack.enter_context(lock)
             try:
-                self._lock = stack.enter_context(lock(run.path / LOCK))
-                sweep(run.path)
-                self._logs = RunLogs(run.path, lengths)
-            except BlockingIOError as error:
-                raise VaecliError(f"{run.path}: is being trained by another process") from error
+                remove_temporary_files(run.path)
+                self._logs = RunLogs(run.path, LOGS, lengths)
             except OSError as error:
-                raise _unwritable(error) from error
+                raise unwritable(error) from error
             stack.pop_all()
         self._is_new = not lengths
-        self._best: Checkpoint | None = None
-        self._figures: dict[str, object] = _figures(run.metrics)
-        self._saved_at = self._noted_at = self._began_at = time.monotonic()
+        self._metrics: dict[str, object] = _status_metrics(run.metrics)
+        self._status_at = self._began_at = time.monotonic()
         self._images_before, self._seconds_before = state.progress.images, state.progress.seconds
         self._shown: Images | None = None
-        self._observe: Observe | None = None
 
-    def __enter__(self) -> "Recorder":
-        return self
+    def close(self) -> None:
+        """Close the logs, and release the run's lock whatever happens."""
+        with self._lock:
+            self._logs.close()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            with self._lock:
-                self._logs.close()
-        except OSError as unflushed:
-            error = error or unflushed
-        if isinstance(error, OSError):
-            raise _unwritable(error) from error
-
-    def start(self, images: Images, observe: Observe) -> None:
+    def start(self, images: Images) -> None:
         """Mark the run as running; at its very beginning, log its settings and keep its first weights.
 
         Args:
-            images: Of which reconstructions are shown.
-            observe: How pixels become x.
+            images: The ones whose reconstructions are shown.
         """
-        shown = images.first(RECONSTRUCTIONS)
-        self._shown, self._observe = replace(shown, pixels=shown.pixels.to(self._state.vae.device)), observe
+        self._shown = images.first(RECONSTRUCTIONS).to(self._state.vae.device)
         self.status("running")
         if self._is_new:
             self._logs.validation.text("config", f"```yaml\n{dump_config(self._config)}```")
             self._logs.validation.hparams(hparams(self._config), {"elbo": 0.0, "log_likelihood": 0.0, "kl": 0.0})
             self._logs.train.file.flush()
-            self.save()
+            self.save(None)
 
     def step(self) -> None:
-        """Report; in a long epoch, keep a checkpoint now and then."""
-        position = self._state.progress.position
-        self._report(self._news(position))
-        if position < self._state.steps_per_epoch:
-            self._save_if_due()
+        """Tell the callback how far the epoch has come."""
+        if self._callback is not None:
+            self._callback(self._update(self._state.progress.position))
 
     def end_epoch(self, validation: Bound | None) -> None:
-        """Log the epoch's curves and pictures, and keep a checkpoint if it is time."""
+        """Log the epoch's curves and pictures, and tell the callback."""
         progress = self._state.progress
-        news = self._news(self._state.steps_per_epoch, validation)
-        row = {
-            "split": "train",
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "images": progress.images,
-            "seconds": round(progress.seconds, 3),
-            "elbo": news.elbo,
-            "log_likelihood": news.log_likelihood,
-            "kl": news.kl,
-            "loss": self._epoch_means(self._state.steps_per_epoch)[0],
-        }
-        self._logs.row(row)
-        curves = {tag: float(row[tag]) for tag in ("elbo", "log_likelihood", "kl")}  # type: ignore[arg-type]
+        loss, log_likelihood, kl = self._epoch_means(self._state.steps_per_epoch)
+        curves = {"elbo": log_likelihood - kl, "log_likelihood": log_likelihood, "kl": kl}
+        self._logs.row({"split": "train", **self._position(), **curves, "loss": loss})
         self._logs.train.scalars(curves, progress.images, self._config.caveat)
         self._logs.train.scalars({"optimizer/learning_rate": progress.learning_rate}, progress.images)
-        self._figures |= {
-            "epoch": progress.epoch,
-            "step": progress.step,
-            "images": progress.images,
-            "seconds": row["seconds"],
-            "train": curves,
-        }
+        self._metrics |= self._position() | {"train": curves}
         if validation is not None:
             self._end_validation(validation)
         self._log_pictures(progress.epoch)
         self._logs.flush()
-        if time.monotonic() - self._noted_at > SECONDS_PER_STATUS:
+        if time.monotonic() - self._status_at > SECONDS_PER_STATUS:
             self.status("running")
-        self._report(news)
-        self._save_if_due()
+        if self._callback is not None:
+            self._callback(self._update(self._state.steps_per_epoch, validation))
 
-    def save(self) -> None:
-        """Write the checkpoints: the best first, so that the last never speaks of a best that is not there."""
+    def save(self, best: Checkpoint | None) -> None:
+        """Write the checkpoints: a new best first, so that the last never speaks of a best that is not there."""
         lengths = self._logs.lengths()
-        if self._best is not None:
-            save_checkpoint(self._run.best, self._best)
-            self._best = None
+        if best is not None:
+            save_checkpoint(self._run.best, best)
         save_checkpoint(self._run.last, self._state.capture(lengths))
-        self._saved_at = time.monotonic()
 
     def status(self, state: str, reason: str | None = None) -> None:
-        """Replace status.json, with the last and best figures."""
+        """Replace status.json, with the last and best metrics."""
         config = self._config
         facts = {
             "identity": config.identity,
@@ -194,76 +158,69 @@ class Recorder:
             "seed": config.seed,
             "epochs": config.training.epochs,
         }
-        self._noted_at = time.monotonic()
-        self._run.write_status(state=state, reason=reason, **(self._figures | facts))
+        self._status_at = time.monotonic()
+        self._run.write_status(state=state, reason=reason, **(self._metrics | facts))
 
     def finish(self, state: str, test: Images) -> None:
-        """Keep the final checkpoint, a picture of samples, test images for TensorBoard's projector, and the status."""
-        self.save()
-        if len(test) > 1 and self._observe is not None:
-            vae, directory = self._state.vae, self._run.path / "tensorboard" / "validation"
-            shown = test.first(POINTS)
-            shown = replace(shown, pixels=shown.pixels.to(vae.device))
-            noise = generator(self._config.seed, "evaluation", vae.device)
-            write_projector(directory, vae, shown, self._observe, noise)
+        """Write a picture of samples, test images for TensorBoard's projector, and the final status."""
+        if len(test) > 1:
+            shown = test.first(PROJECTED).to(self._state.vae.device)
+            directory = self._run.path / "tensorboard" / "validation"
+            write_projector(directory, self._state.vae, shown, self._state.preprocess, self._generator("evaluation"))
         save_png(self._run.path / "samples" / "prior.png", self._prior_picture())
         self.status(state)
 
     def _end_validation(self, bound: Bound) -> None:
         progress = self._state.progress
-        if bound.elbo > progress.best_elbo:
-            progress.best_elbo, progress.best_epoch = bound.elbo, progress.epoch
-            self._best = self._state.capture({})
-        figures = {"elbo": bound.elbo, "log_likelihood": bound.log_likelihood, "kl": bound.kl}
+        curves = {"elbo": bound.elbo, "log_likelihood": bound.log_likelihood, "kl": bound.kl}
         more: dict[str, float] = {"active_units": bound.active_units}
         diagnostics = {"latent/active_units": float(bound.active_units)}
         if bound.pixels_at_floor is not None:
             more["pixels_at_floor"] = diagnostics["scale/pixels_at_floor"] = bound.pixels_at_floor
-        self._logs.row(
-            {
-                "split": "validation",
-                "epoch": progress.epoch,
-                "step": progress.step,
-                "images": progress.images,
-                "seconds": round(progress.seconds, 3),
-                **figures,
-                **more,
-            }
-        )
-        self._logs.validation.scalars(figures, progress.images, self._config.caveat)
+        self._logs.row({"split": "validation", **self._position(), **curves, **more})
+        self._logs.validation.scalars(curves, progress.images, self._config.caveat)
         self._logs.validation.scalars(diagnostics, progress.images)
-        heights = sorted(bound.kl_per_dimension.tolist(), reverse=True)
-        self._logs.validation.bars("latent/kl_per_dimension", heights, progress.images)
-        self._figures["last"] = {"epoch": progress.epoch, "step": progress.step, **figures, **more}
+        if bound.kl_per_dimension is not None:
+            heights = sorted(bound.kl_per_dimension.tolist(), reverse=True)
+            self._logs.validation.bars("latent/kl_per_dimension", heights, progress.images)
+        self._metrics["last"] = {"epoch": progress.epoch, "step": progress.step, **curves, **more}
         if progress.best_epoch == progress.epoch:
-            self._figures["best"] = self._figures["last"]
+            self._metrics["best"] = self._metrics["last"]
+
+    def _position(self) -> dict[str, int | float]:
+        """Return where in training the run is, as the rows of metrics.jsonl say it."""
+        progress = self._state.progress
+        return {
+            "epoch": progress.epoch,
+            "step": progress.step,
+            "images": progress.images,
+            "seconds": round(progress.seconds, 3),
+        }
 
     def _log_pictures(self, epoch: int) -> None:
-        if epoch % _every(epoch):
+        if epoch % _epochs_between_pictures(epoch):
             return
         assert self._shown is not None
-        assert self._observe is not None
-        shown, images = self._shown, self._state.progress.images
-        noise = generator(self._config.seed, "samples", shown.pixels.device)
-        pair = torch.stack(reconstruct_images(self._state.vae, shown, self._observe, noise)).cpu()
-        rows = pair.reshape(2, len(shown), shown.height, shown.width)
-        self._logs.validation.image("reconstructions", paired_grid(rows[0].numpy(), rows[1].numpy()), images)
+        state, images, stream = self._state, self._state.progress.images, self._generator("samples")
+        pairs = reconstruction_picture(state.vae, self._shown, state.preprocess, stream)
+        self._logs.validation.image("reconstructions", pairs, images)
         self._logs.validation.image("prior_samples", self._prior_picture(), images)
 
-    def _prior_picture(self) -> NDArray[np.uint8]:
-        state = self._state
-        noise = generator(self._config.seed, "samples", state.vae.device)
-        images = sample_prior(state.vae, SAMPLES, noise).cpu()
-        return grid(images.reshape(-1, state.images.height, state.images.width).numpy(), columns=10)
+    def _prior_picture(self) -> Any:
+        return prior_picture(self._state.vae, self._state.images.shape, SAMPLES, self._generator("samples"))
 
-    def _news(self, position: int, validation: Bound | None = None) -> Report:
+    def _generator(self, stream: Stream) -> torch.Generator:
+        """Start a stream anew, so that the same random numbers show every time."""
+        return generator(self._config.seed, stream, self._state.vae.device)
+
+    def _update(self, position: int, validation: Bound | None = None) -> TrainingUpdate:
         progress, config = self._state.progress, self._config
         ended = progress.position == 0
         _, log_likelihood, kl = self._epoch_means(position)
         images = progress.images - self._images_before
         total = config.training.epochs * len(self._state.images)
         elapsed = time.monotonic() - self._began_at
-        return Report(
+        return TrainingUpdate(
             run=self._run,
             config=config,
             epoch=progress.epoch + (not ended),
@@ -278,7 +235,7 @@ class Recorder:
         )
 
     def _epoch_means(self, position: int) -> tuple[float, float, float]:
-        """Loss, log-likelihood and KL over the images of the epoch's first steps."""
+        """Return loss, log-likelihood and KL over the images of the epoch's first steps."""
         m, n = self._config.training.batch_size, len(self._state.images)
         weights = torch.full((position,), float(m), dtype=torch.float64)
         if position == self._state.steps_per_epoch:
@@ -287,34 +244,30 @@ class Recorder:
         loss, log_likelihood, kl = means.tolist()
         return loss, log_likelihood, kl
 
-    def _save_if_due(self) -> None:
-        if time.monotonic() - self._saved_at > SECONDS_PER_CHECKPOINT:
-            self.save()
 
-
-def _figures(metrics: list[dict[str, Any]]) -> dict[str, object]:
-    """The figures of the status, as the rows of metrics.jsonl leave them."""
+def _status_metrics(rows: list[dict[str, Any]]) -> dict[str, object]:
+    """Return the metrics of the status, as the rows of metrics.jsonl leave them."""
     found: dict[str, object] = {}
     best: dict[str, Any] | None = None
-    for row in metrics:
-        figures = {key: row[key] for key in STATUS_FIGURES if key in row}
+    for row in rows:
+        metrics = {key: row[key] for key in STATUS_METRICS if key in row}
         if row["split"] == "train":
             curves = {key: row[key] for key in ("elbo", "log_likelihood", "kl")}
             found |= {key: row[key] for key in ("epoch", "step", "images", "seconds")} | {"train": curves}
         else:
-            found["last"] = figures
+            found["last"] = metrics
             if row["elbo"] is not None and (best is None or row["elbo"] > best["elbo"]):
-                found["best"] = best = figures
+                found["best"] = best = metrics
     return found
 
 
-def _every(epoch: int) -> int:
-    """Between how many epochs pictures are logged: every one to 5, every 5th to 50, every 50th to 500, and so on."""
+def _epochs_between_pictures(epoch: int) -> int:
+    """Return 1 for epochs to 5, 5 to 50, 50 to 500, and so on: pictures take much space in a long run."""
     return 1 if epoch <= 5 else 5 * 10 ** max(0, math.ceil(math.log10(epoch / 50)))
 
 
 def hparams(config: Config) -> dict[str, str | float | bool]:
-    """The settings as TensorBoard's table of runs takes them: under short names, and plain values only."""
+    """Return the settings as TensorBoard's table of runs takes them: under short names, and plain values only."""
     flat: dict[str, object] = {"caveat": config.caveat or ""}
     for section, value in config.model_dump(mode="json").items():
         inner = value if isinstance(value, dict) else {section: value}
@@ -322,5 +275,6 @@ def hparams(config: Config) -> dict[str, str | float | bool]:
     return {key: item if isinstance(item, str | float | int) else str(item) for key, item in flat.items()}
 
 
-def _unwritable(error: OSError) -> VaecliError:
+def unwritable(error: OSError) -> VaecliError:
+    """Return an error that names the file which could not be written."""
     return VaecliError(f"{error.filename or 'the run directory'}: cannot be written: {error.strerror or error}")

@@ -3,84 +3,150 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from itertools import islice
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from vaecli.config.schema import Config, OptimizerConfig, TrainingConfig
-from vaecli.data.dataset import Images
+from vaecli.config.schema import Config, TrainingConfig
+from vaecli.data.dataset import Batch, Images, Preprocess, build_preprocess
 from vaecli.data.minibatches import gather
 from vaecli.devices import STEPS, conditions, memory
 from vaecli.errors import UsageError, VaecliError
-from vaecli.model.vae import VAE, build_vae, outline
+from vaecli.model.objectives import draw_noise, kl_weight
+from vaecli.model.vae import VAE, build_meta_vae, build_vae
 from vaecli.randomness import generator
 from vaecli.runs.checkpoint import Checkpoint, Progress
-from vaecli.training.optimizers import Adagrad, Adam, Optimizer
+from vaecli.training.optimizers import Optimizer, build_optimizer, learning_rate
 
 BYTES_PER_PARAMETER = 16
 """float32: itself, its gradient, and two moments."""
 STEPS_TO_COMPILE_FOR = 50_000
 """Compilation takes as long as it saves in some 20,000."""
+STEPS_PER_LAUNCH = 25
+"""Steps in a CUDA graph."""
 STEP = "step"
 """The name under which a checkpoint has the number of steps beside the moments of each parameter, as torch does."""
 TrainingStream = Literal["permutation", "epsilon", "pixels"]
 
 
+class Minibatch(NamedTuple):
+    """Hold what one step depends on, beside the state that it changes."""
+
+    pixels: UInt8[Tensor, "M D"]
+    kl_weight: float | Float[Tensor, ""]
+    learning_rate: float | Float[Tensor, ""]
+
+
+Chunk = Sequence[Minibatch]
+"""The minibatches of one or several steps."""
+
+
 @dataclass
 class TrainingState:
-    """What changes while training, and what that depends on."""
+    """Hold what changes while training, and what that depends on."""
 
     config: Config
     images: Images
     """The training images, on the device where they fit into its memory."""
+    preprocess: Preprocess
+    """How pixels become x."""
     vae: VAE
     optimizer: Optimizer
     generators: dict[TrainingStream, torch.Generator]
     progress: Progress
     permutation: Tensor | None
     trace: Tensor
-    """Loss, log-likelihood and KL of each step of the epoch, on the device, so that no step waits for a figure."""
+    """Loss, log-likelihood and KL of each step of the epoch, on the device, so that no step waits for their values."""
     data_sha256: str
     replicates: int = 1
-    """How many states, with this one, are moved as one batched program."""
+    """How many states, with this one, are trained as one batched program."""
     compiled: bool = False
-    """Whether the gradient is compiled: decided when the run begins, and kept to."""
+    """Whether the gradient is compiled: decided when the run begins, and kept when it is resumed."""
 
     @property
     def batch_size(self) -> int:
-        """M, of every minibatch but the last of an epoch."""
+        """Return M, the size of every minibatch but the last of an epoch."""
         return min(self.config.training.batch_size, len(self.images))
 
     @property
     def steps_per_epoch(self) -> int:
-        """⌈N/M⌉."""
+        """Return ⌈N/M⌉."""
         return len(self.trace)
 
+    @property
+    def uses_cuda_graph(self) -> bool:
+        """Return whether steps are replayed: if asked for, where parameters and images lie on a CUDA device."""
+        on_cuda = self.vae.device.type == "cuda" and self.images.pixels.device.type == "cuda"
+        return self.config.training.cuda_graph and on_cuda
+
+    @property
+    def chunk_size(self) -> int:
+        """Return how many steps are made at a time."""
+        n_full = len(self.images) // self.batch_size
+        return min(STEPS_PER_LAUNCH, n_full) if self.uses_cuda_graph else 1
+
+    def chunks(self) -> Iterator[Chunk]:
+        """Yield the minibatches that are left of the epoch, a chunk at a time.
+
+        Each chunk is to be counted before the next is asked for. The first one ends at a multiple of the chunk's size,
+        and the last of the epoch may have fewer.
+        """
+        config, size, pixels = self.config, self.chunk_size, self.minibatches()
+        n_steps = config.training.epochs * self.steps_per_epoch
+        while batches := list(islice(pixels, size - self.progress.position % size)):
+            yield [
+                Minibatch(
+                    batch,
+                    kl_weight(config.objective, step, self.steps_per_epoch),
+                    learning_rate(config.optimizer, step, n_steps),
+                )
+                for step, batch in enumerate(batches, self.progress.step)
+            ]
+
     def minibatches(self) -> Iterator[Tensor]:
-        """The pixels of each minibatch that is left of the epoch, uint8 (M, D), on the device."""
+        """Yield the pixels of each minibatch that is left of the epoch, uint8 (M, D), on the device."""
         return gather(self.images.pixels, self.rows(), self.vae.device)
 
     def rows(self) -> Sequence[Tensor]:
-        """Which images make each minibatch that is left of the epoch; its permutation is drawn when it begins."""
+        """Return which images make each minibatch that is left of the epoch; draw its permutation if it begins."""
         if self.permutation is None:
             self.permutation = torch.randperm(len(self.images), generator=self.generators["permutation"])
         rows: tuple[Tensor, ...] = self.permutation.to(self.images.pixels.device).split(self.config.training.batch_size)
         return rows[self.progress.position :]
 
-    def leave_the_others(self) -> None:
-        """Hold tensors of its own, where they are views of those of several states."""
-        for parameter in self.vae.parameters():
-            parameter.data = parameter.data.clone()
-        for kept in self.optimizer.moments.values():
-            kept[:] = [moment.clone() for moment in kept]
+    def draw(self, pixels: UInt8[Tensor, "M D"]) -> tuple[Batch, Float[Tensor, "S M Z"]]:
+        """Draw what a step needs from the state's own streams: x from the pixels, and ε."""
+        batch = self.preprocess(pixels, self.generators["pixels"])
+        return batch, draw_noise(self.vae, batch, self.config.objective.L, self.generators["epsilon"])
 
-    def capture(self, logs: Mapping[str, int]) -> Checkpoint:
-        """A copy of the whole state."""
+    def count(self, chunk: Chunk, terms: Float[Tensor, "n 3"]) -> None:
+        """Count the steps of a chunk, and keep their loss, log-likelihood and KL."""
+        progress = self.progress
+        self.trace[progress.position : progress.position + len(chunk)] = terms
+        progress.learning_rate = float(chunk[-1].learning_rate)
+        progress.position += len(chunk)
+        progress.step += len(chunk)
+        progress.images += sum(len(minibatch.pixels) for minibatch in chunk)
+
+    def end_epoch(self) -> None:
+        """Complete the epoch, whose steps have all been made."""
+        self.permutation = None
+        self.progress.epoch += 1
+        self.progress.position = 0
+
+    def leave_group(self) -> None:
+        """Copy the parameters and buffers, where they are views of those of several states."""
+        for tensor in (*self.vae.parameters(), *self.vae.buffers()):
+            tensor.data = tensor.data.clone()
+
+    def capture(self, log_lengths: Mapping[str, int]) -> Checkpoint:
+        """Copy the state into a checkpoint, with the byte lengths of the append-only logs."""
         return Checkpoint(
             config=self.config,
-            image_shape=(self.images.height, self.images.width),
+            image_shape=self.images.shape,
             model=_on_cpu(self.vae.state_dict()),
             optimizer={
                 i: {STEP: torch.tensor(float(self.progress.step)), **_on_cpu(moments)}
@@ -93,11 +159,11 @@ class TrainingState:
             threads=torch.get_num_threads(),
             conditions=conditions(self.vae.device, self.replicates, compiled=self.compiled),
             data_sha256=self.data_sha256,
-            logs=dict(logs),
+            logs=dict(log_lengths),
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go back to a captured state. Raises VaecliError where it does not fit."""
+        """Return to a captured state. Raises VaecliError where it does not fit."""
         if checkpoint.data_sha256 != self.data_sha256:
             raise VaecliError(f"{self.config.data.name}: is not the data that the run was trained on; it cannot go on")
         if any(s.get_state().numel() != checkpoint.generators[n].numel() for n, s in self.generators.items()):
@@ -108,19 +174,18 @@ class TrainingState:
         self.load_weights(checkpoint)
         try:
             if checkpoint.optimizer or checkpoint.progress.step:  # before the first step there may be none
-                self.optimizer.load_state_dict(
-                    {
-                        i: {name: moment for name, moment in moments.items() if name != STEP}
-                        for i, moments in checkpoint.optimizer.items()
-                    }
-                )
+                moments = {
+                    i: {name: moment for name, moment in of_one.items() if name != STEP}
+                    for i, of_one in checkpoint.optimizer.items()
+                }
+                self.optimizer.load_state_dict(moments, checkpoint.progress.step)
             for name, stream in self.generators.items():
                 stream.set_state(checkpoint.generators[name])
             self.trace.copy_(checkpoint.trace)
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise VaecliError(f"the checkpoint's training state does not fit its config: {error}") from error
         self.compiled = checkpoint.conditions.get(STEPS) == "compiled"
-        self.progress = replace(checkpoint.progress)
+        vars(self.progress).update(vars(checkpoint.progress))  # in place: others hold on to it
         self.permutation = checkpoint.permutation
 
     def load_weights(self, checkpoint: Checkpoint) -> None:
@@ -132,24 +197,25 @@ class TrainingState:
 
 
 def new_state(
-    config: Config, images: Images, device: torch.device, beside: TrainingState | None = None
+    config: Config, images: Images, device: torch.device, share: TrainingState | None = None
 ) -> TrainingState:
-    """The state before the first step. Raises UsageError where the model is too large.
+    """Build the state before the first step. Raises UsageError where the model is too large.
 
     Args:
         config: Of the run.
         images: To train on; they go to the device.
-        device: Where to.
-        beside: A state with the same images on the same device, to be shared.
+        device: Where to train.
+        share: A state with the same images on the same device, whose copy of them is used.
     """
-    _check_size(config, images.pixels.shape[1], device)
-    vae = build_vae(config.model, images.pixels.shape[1], generator(config.seed, "init"), images.mean).to(device)
+    _check_size(config, images, device)
+    vae = build_vae(config.model, images.shape, generator(config.seed, "init"), images.mean).to(device)
     steps = -(-len(images) // config.training.batch_size)
     return TrainingState(
         config=config,
-        images=beside.images if beside else replace(images, pixels=_placed(images.pixels, device)),
+        images=share.images if share else replace(images, pixels=_placed(images.pixels, device)),
+        preprocess=build_preprocess(config.model.likelihood.support, config.data),
         vae=vae,
-        optimizer=build_optimizer(config.optimizer, vae),
+        optimizer=build_optimizer(config.optimizer, vae.parameters()),
         generators={
             "permutation": generator(config.seed, "permutation"),
             "epsilon": generator(config.seed, "epsilon", device),
@@ -158,39 +224,34 @@ def new_state(
         progress=Progress(),
         permutation=None,
         trace=torch.zeros(steps, 3, device=device),
-        data_sha256=beside.data_sha256 if beside else hashlib.sha256(images.pixels.numpy().data).hexdigest(),
+        data_sha256=share.data_sha256 if share else hashlib.sha256(images.pixels.numpy().data).hexdigest(),
         compiled=_is_compiled(config.training, steps, device),
     )
 
 
 def _is_compiled(config: TrainingConfig, steps_per_epoch: int, device: torch.device) -> bool:
-    """By the amount of work and not by a measurement, since it decides the bits."""
+    """Decide by the amount of work and not by a measurement, since it decides the bits."""
     pays = config.compile == "auto" and config.epochs * steps_per_epoch >= STEPS_TO_COMPILE_FOR
     return device.type == "cpu" and (pays or config.compile == "on")
 
 
 def _placed(pixels: UInt8[Tensor, "N D"], device: torch.device) -> UInt8[Tensor, "N D"]:
-    """The pixels on the device, if they take no more than half of its memory; else where they are."""
-    there = memory(device)
-    return pixels if there is not None and 2 * pixels.numel() > there else pixels.to(device)
+    """Put the pixels on the device, if they take no more than half of its memory; else leave them where they are."""
+    available = memory(device)
+    return pixels if available is not None and 2 * pixels.numel() > available else pixels.to(device)
 
 
-def _check_size(config: Config, n_pixels: int, device: torch.device) -> None:
+def _check_size(config: Config, images: Images, device: torch.device) -> None:
     """Refuse a model whose parameters, gradient and moments no memory here could hold, before any is taken."""
-    n = sum(parameter.numel() for parameter in outline(config.model, n_pixels).parameters())
-    needed, there = n * BYTES_PER_PARAMETER, memory(device)
-    if there is not None and needed > there:
+    n = sum(parameter.numel() for parameter in build_meta_vae(config.model, images.shape).parameters())
+    needed, available = n * BYTES_PER_PARAMETER, memory(device)
+    if available is not None and needed > available:
         raise UsageError(
             f"model: {n:,} parameters take {needed / 2**30:,.0f} GiB to train, and this machine's {device} has "
-            f"{there / 2**30:,.0f}; make model.hidden_dim or model.latent_dim smaller"
+            f"{available / 2**30:,.0f}; make model.hidden_dim or model.latent_dim smaller"
         )
 
 
-def build_optimizer(config: OptimizerConfig, vae: VAE) -> Optimizer:
-    """The optimiser that a config names."""
-    return {"adam": Adam, "adagrad": Adagrad}[config.name](vae.parameters(), config.weight_decay)
-
-
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A copy of every tensor, on the CPU."""
+    """Copy every tensor to the CPU."""
     return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}

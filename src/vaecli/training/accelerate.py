@@ -1,0 +1,252 @@
+"""Steps made faster: compiled, vmapped over several states, or replayed from a CUDA graph. One place chooses."""
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+
+from vaecli.data.dataset import Batch
+from vaecli.errors import ReproducibilityWarning, UsageError
+from vaecli.model.objectives import Objective, build_objective, loss
+from vaecli.model.vae import VAE
+from vaecli.training.optimizers import Optimizer
+from vaecli.training.state import Chunk, Minibatch, TrainingState
+from vaecli.training.step import EagerStep, Step, one_by_one
+from vaecli.training.stopping import block_sigint
+
+WARM_UP_STEPS = 3
+"""Steps made before a CUDA graph is recorded: libraries set themselves up in the first ones."""
+
+
+def choose_step(states: Sequence[TrainingState]) -> Step:
+    """Return what makes the steps that a config asks for, of one state or of several as one batched program."""
+    first = states[0]
+    if len(states) > 1:
+        step: EagerStep | VmappedStep = VmappedStep(states, stack(states))
+    else:
+        first.replicates = 1
+        first.optimizer.n_steps.fill_(first.progress.step)
+        step = CompiledStep(first) if first.compiled else EagerStep(first)
+    return CudaGraphStep(step) if first.uses_cuda_graph else one_by_one(step)
+
+
+class FunctionalLoss(nn.Module):
+    """Compute the loss as a function of the model's parameters and buffers, to be compiled or vmapped."""
+
+    def __init__(self, vae: VAE, objective: Objective) -> None:
+        super().__init__()
+        self.vae, self._objective = vae, objective
+        self._parameter_names = [name for name, _ in self.named_parameters()]
+        self._buffer_names = [name for name, _ in self.named_buffers()]
+
+    def forward(self, batch: Batch, epsilon: Tensor, kl_weight: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the loss and its terms."""
+        return loss(self._objective, self.vae, batch, epsilon, kl_weight)
+
+    def at(
+        self,
+        parameters: Sequence[Tensor],
+        buffers: Sequence[Tensor],
+        batch: Batch,
+        epsilon: Tensor,
+        kl_weight: float | Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the loss and its terms with other tensors than the model's own."""
+        tensors = dict(zip(self._parameter_names, parameters, strict=True))
+        tensors |= zip(self._buffer_names, buffers, strict=True)
+        result: tuple[Tensor, Tensor] = functional_call(self, tensors, (batch, epsilon, kl_weight))
+        return result
+
+
+class CompiledStep(EagerStep):
+    """Make eager steps, but with the loss and its gradient compiled into fewer operations by `torch.compile`.
+
+    The values are those of `EagerStep` to rounding. What is compiled is for minibatches of the full size; the last of
+    an epoch may be smaller and is made eagerly.
+    """
+
+    def __init__(self, state: TrainingState) -> None:
+        super().__init__(state)
+        self._size = state.batch_size
+        self._weights = [parameter.detach() for parameter in state.vae.parameters()]
+        self._buffers = list(state.vae.buffers())
+        self._gradient: Callable[..., tuple[list[Tensor], Tensor]] | None = None
+
+    def differentiate(
+        self, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: float | Tensor
+    ) -> Float[Tensor, " 3"]:
+        """Leave the gradient of the loss with the parameters, and return the loss, the log-likelihood and the KL."""
+        if len(batch.input) < self._size or not self.state.compiled:
+            return super().differentiate(batch, epsilon, kl_weight)
+        weight = torch.as_tensor(kl_weight)  # as a number it would be compiled in
+        arguments = (self._weights, self._buffers, batch, epsilon, weight)
+        if self._gradient is None:
+            try:
+                self._gradient = self._compile()
+                with block_sigint():  # or a Ctrl-C would end the compiler, which is a process of its own
+                    gradients, terms = self._gradient(*arguments)
+            except Exception as error:  # noqa: BLE001 (there are many on the way to a compiler)
+                self._continue_eagerly(error)
+                return super().differentiate(batch, epsilon, kl_weight)
+        else:
+            gradients, terms = self._gradient(*arguments)
+        for parameter, gradient in zip(self.optimizer.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return terms
+
+    def _compile(self) -> Callable[..., tuple[list[Tensor], Tensor]]:
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
+        differentiated = grad_and_value(FunctionalLoss(self.state.vae, self.objective).at, has_aux=True)
+
+        def gradient(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+            gradients, (_, terms) = differentiated(*arguments)
+            return gradients, terms
+
+        # torch keeps what it compiled with the code object, and looks at every call whether it still applies. With a
+        # code object of its own it always does, and a process may compile as many as it likes.
+        own = FunctionType(gradient.__code__.replace(), gradient.__globals__, closure=gradient.__closure__)
+        compiled: Callable[..., tuple[list[Tensor], Tensor]] = torch.compile(
+            own, fullgraph=True, dynamic=False, options={"guard_filter_fn": lambda guards: [False] * len(guards)}
+        )
+        return torch.no_grad()(compiled)
+
+    def _continue_eagerly(self, error: Exception) -> None:
+        """Give up compiling. Raises UsageError where `training.compile: on` asked for it."""
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+        if self.state.config.training.compile == "on":
+            raise UsageError(
+                f"training.compile: torch.compile failed: {reason}; it needs a C++ compiler; off goes without"
+            ) from error
+        if self.state.progress.step:
+            message = f"may not end in the same bits as an uncut run: its steps cannot be compiled here: {reason}"
+            warnings.warn(message, ReproducibilityWarning, stacklevel=2)
+        self.state.compiled = False
+
+
+class Stacked(NamedTuple):
+    """Hold the parameters and buffers of R states as stacks, and one optimiser of all."""
+
+    parameters: list[nn.Parameter]
+    buffers: list[Tensor]
+    optimizer: Optimizer
+
+
+def stack(states: Sequence[TrainingState]) -> Stacked:
+    """Stack the parameters, buffers and moments of several states; what each state has becomes a view of its slice.
+
+    Args:
+        states: At the same step; their configs differ in nothing but the seed.
+    """
+    for state in states:
+        state.replicates, state.compiled = len(states), False
+    parameters = [nn.Parameter(each) for each in _stack_data([list(state.vae.parameters()) for state in states])]
+    buffers = _stack_data([list(state.vae.buffers()) for state in states])
+    optimizer = type(states[0].optimizer)(parameters, states[0].config.optimizer.weight_decay)
+    optimizer.stack([state.optimizer for state in states])
+    optimizer.n_steps.fill_(states[0].progress.step)
+    for r, state in enumerate(states):
+        own = (*state.vae.parameters(), *state.vae.buffers())
+        for tensor, stacked in zip(own, (*parameters, *buffers), strict=True):
+            tensor.data = stacked.data[r]
+    return Stacked(parameters, buffers, optimizer)
+
+
+def _stack_data(of_each: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    return [torch.stack(tensors).detach() for tensors in zip(*of_each, strict=True)]
+
+
+class VmappedStep:
+    """Make a step of several states as one batched program.
+
+    Every state draws from its own streams and follows its own loss, so that it goes where it would go alone, but for
+    the order in which sums of floats are taken.
+
+    Args:
+        states: As for `stack`.
+        stacked: From `stack`.
+    """
+
+    def __init__(self, states: Sequence[TrainingState], stacked: Stacked) -> None:
+        self.states = tuple(states)
+        self.optimizer = stacked.optimizer
+        self._parameters, self._buffers = stacked.parameters, stacked.buffers
+        functional = FunctionalLoss(states[0].vae, build_objective(states[0].config.objective))
+        self._losses = vmap(functional.at, in_dims=(0, 0, 0, 0, None))
+
+    def __call__(self, *minibatches: Minibatch) -> Float[Tensor, "R 3"]:
+        """Make one step of every state, each on its own minibatch."""
+        _, kl_weight, learning_rate = minibatches[0]
+        drawn = [state.draw(minibatch.pixels) for state, minibatch in zip(self.states, minibatches, strict=True)]
+        batches, epsilons = zip(*drawn, strict=True)
+        batch = Batch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
+        values, terms = self._losses(self._parameters, self._buffers, batch, torch.stack(epsilons), kl_weight)
+        self.optimizer.zero_grad()
+        values.sum().backward()
+        self.optimizer.step(learning_rate)
+        result: Tensor = terms
+        return result
+
+
+class CudaGraphStep:
+    """Replay steps from a CUDA graph: one launch for many, instead of some two hundred for each, and the same bits.
+
+    They are recorded at the first full chunk; chunks that are not full are made step by step.
+    """
+
+    def __init__(self, step: EagerStep | VmappedStep) -> None:
+        self._step, self._one_by_one = step, one_by_one(step)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._terms: Tensor | None = None
+        first = step.states[0]
+        n, size, device = first.chunk_size, first.batch_size, first.vae.device
+        n_pixels = first.images.pixels.shape[1]
+        self._pixels = torch.empty(len(step.states), n, size, n_pixels, dtype=torch.uint8, device=device)
+        self._schedule = torch.empty(2, n, device=device)
+        self._chunks = [
+            [Minibatch(*one) for one in zip(pixels, *self._schedule, strict=True)] for pixels in self._pixels
+        ]
+
+    def __call__(self, *chunks: Chunk) -> Float[Tensor, "..."]:
+        """Replay the steps on other images."""
+        n, size = self._pixels.shape[1:3]
+        if any(len(chunk) < n or len(chunk[-1].pixels) < size for chunk in chunks):
+            return self._one_by_one(*chunks)
+        for pixels, chunk in zip(self._pixels, chunks, strict=True):
+            torch.stack([minibatch.pixels for minibatch in chunk], out=pixels)
+        schedule = list(zip(*(minibatch[1:] for minibatch in chunks[0]), strict=True))
+        self._schedule.copy_(torch.tensor(schedule, pin_memory=self._schedule.is_cuda), non_blocking=True)
+        if self._graph is None:
+            with torch.cuda.device(self._schedule.device):  # where torch puts what names no device
+                self._record()
+        assert self._graph is not None
+        assert self._terms is not None
+        self._graph.replay()
+        return self._terms
+
+    def _record(self) -> None:
+        """Make some steps, take them back, and record; recording itself does not make the steps."""
+        states, device = self._step.states, self._schedule.device
+        before = [state.capture({}) for state in states]
+        side_stream = torch.cuda.Stream(device)
+        side_stream.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side_stream):
+            self._one_by_one(*(chunk[:WARM_UP_STEPS] for chunk in self._chunks))
+        torch.cuda.current_stream(device).wait_stream(side_stream)
+        for state, checkpoint in zip(states, before, strict=True):
+            state.restore(checkpoint)
+        self._step.optimizer.n_steps.fill_(states[0].progress.step)
+        self._step.optimizer.zero_grad()
+        self._graph = torch.cuda.CUDAGraph()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # from torch 2.13 on a graph finds the generators itself, and says so
+            for state in states:
+                for name in ("pixels", "epsilon"):
+                    self._graph.register_generator_state(state.generators[name])
+        with torch.cuda.graph(self._graph, stream=side_stream):
+            self._terms = self._one_by_one(*self._chunks)

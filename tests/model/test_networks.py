@@ -1,0 +1,45 @@
+"""How parameters start: from the given generator, and by a rule for every layer."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from vaecli.model.networks import initialise, perceptron
+from vaecli.randomness import generator
+
+
+def test_a_perceptron_has_its_sizes_and_an_activation_between_layers():
+    layers = list(perceptron((6, 5, 4, 3), "tanh"))
+    assert [(layer.in_features, layer.out_features) for layer in layers[::2]] == [(6, 5), (5, 4), (4, 3)]
+    assert all(isinstance(layer, nn.Tanh) for layer in layers[1::2])
+
+
+@pytest.mark.parametrize(
+    ("layer", "fan_in"),
+    [(nn.Linear(50, 40), 50), (nn.Conv2d(6, 40, 3, groups=2), 27), (nn.ConvTranspose2d(40, 6, 3), 54)],
+)
+def test_parameters_are_uniform_up_to_the_root_of_the_fan_in(layer, fan_in):
+    """The bound is that of PyTorch: 1/√fan_in, the fan-in of a convolution counting its kernel."""
+    before = torch.get_rng_state()
+    initialise(layer, "torch", generator(0, "init"))
+    assert torch.equal(torch.get_rng_state(), before)
+    largest = [parameter.abs().max() for parameter in layer.parameters()]
+    assert 0.99 / math.sqrt(fan_in) < max(largest) <= 1 / math.sqrt(fan_in)
+    drawn = [parameter.clone() for parameter in layer.parameters()]
+    initialise(layer, "torch", generator(0, "init"))
+    assert all(torch.equal(one, two) for one, two in zip(drawn, layer.parameters(), strict=True))
+
+
+def test_normalisation_layers_keep_their_ones_and_zeros():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    initialise(network, "normal", generator(0, "init"))
+    assert network[1].weight.tolist() == [1] * 4
+    assert network[1].bias.tolist() == [0] * 4
+    assert network[0].weight.abs().max() < 0.05  # N(0, 0.01²)
+
+
+def test_a_layer_without_a_rule_is_an_error_and_not_left_at_random():
+    with pytest.raises(TypeError, match="no rule for the parameters of Bilinear"):
+        initialise(nn.Sequential(nn.Bilinear(2, 2, 2)), "torch", generator(0, "init"))
