@@ -165,7 +165,7 @@ def sizes(device: str, rounds: int) -> dict[str, Any]:
 
 
 def evaluation(rounds: int) -> dict[str, Any]:
-    """Importance weights beside the bare matrix products of the decoder."""
+    """Time importance weights beside the bare matrix products of the decoder."""
     work = Work(n=100, samples=1000)
     found = in_turn({name: (name, work) for name in ("importance floor", "importance")}, rounds)
     middle, low, high = ratios(found["importance floor"]["seconds"], found["importance"]["seconds"])
@@ -267,7 +267,7 @@ def plot_growth(sizes: dict[str, Any], growth: dict[str, list[float]], path: Pat
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """The peers' epochs as bars."""
+    """Draw the peers' epochs as bars."""
     from matplotlib.figure import Figure
 
     shown = {name: statistics.median(r["seconds"]) for name, r in results.items() if not r["error"]}

@@ -40,7 +40,7 @@ Epochs = Iterator[None]
 
 
 def images(n: int) -> np.ndarray:
-    """The first n training images of MNIST, repeated where that is not enough: (n, 784) uint8."""
+    """Return the first n training images of MNIST, repeated where that is not enough: (n, 784) uint8."""
     from vaecli.data.sources import load_mnist
 
     pixels = load_mnist("train").pixels.reshape(-1, PIXELS)
@@ -48,7 +48,7 @@ def images(n: int) -> np.ndarray:
 
 
 def _matrices(work: Work, device: Any) -> tuple[list[Any], Callable[[], None]]:
-    """The parameters' gradients, and the eleven matrix products of a step."""
+    """Return the parameters' gradients, and the eleven matrix products of a step."""
     import torch
 
     h, z, rows = work.hidden, work.latent, work.batch * work.samples
@@ -78,7 +78,7 @@ def _matrices(work: Work, device: Any) -> tuple[list[Any], Callable[[], None]]:
 
 
 def floor(work: Work) -> Epochs:
-    """The bare matrix products of the steps, results of none used."""
+    """Make the bare matrix products of the steps; their results are not used."""
     import torch
 
     torch.set_flush_denormal(True)
@@ -91,7 +91,7 @@ def floor(work: Work) -> Epochs:
 
 
 def floor_adam(work: Work) -> Epochs:
-    """The same, and one bare fused Adam sweep over the parameters for each step."""
+    """Make the same, and one bare fused Adam sweep over the parameters for each step."""
     import torch
 
     from vaecli.training.optimizers import Adam
@@ -123,8 +123,8 @@ def vaecli(work: Work, compiled: str = "off") -> Epochs:
 
     go, done = threading.Semaphore(0), threading.Semaphore(0)
 
-    def report(news: Any) -> None:
-        if news.ended:
+    def callback(update: Any) -> None:
+        if update.ended:
             done.release()
             go.acquire()
 
@@ -143,7 +143,7 @@ def vaecli(work: Work, compiled: str = "off") -> Epochs:
 
         def run() -> None:
             go.acquire()
-            train(config, runs_dir=Path(directory), report=report)
+            train(config, runs_dir=Path(directory), callback=callback)
 
         threading.Thread(target=run, daemon=True).start()
         for epoch in itertools.count(1):
@@ -154,7 +154,7 @@ def vaecli(work: Work, compiled: str = "off") -> Epochs:
 
 
 def importance_floor(work: Work) -> Epochs:
-    """The decoder's two matrix products for L samples of each of N images, a thousand rows at a time."""
+    """Make the decoder's two matrix products for L samples of each of N images, a thousand rows at a time."""
     import torch
 
     torch.set_flush_denormal(True)
@@ -168,11 +168,12 @@ def importance_floor(work: Work) -> Epochs:
 
 
 def importance(work: Work) -> Epochs:
-    """What `vae evaluate --k L` does for N images: L importance weights each."""
+    """Weigh L samples for each of N images, as `vae evaluate --k L` does."""
     import torch
 
     from vaecli.config.schema import ModelConfig
-    from vaecli.data.observations import binarize_dynamically
+    from vaecli.data.dataset import binarize_dynamically
+    from vaecli.data.image_grid import ImageShape
     from vaecli.devices import flush_subnormals
     from vaecli.model.estimators import importance_weighted
     from vaecli.model.vae import build_vae
@@ -180,7 +181,7 @@ def importance(work: Work) -> Epochs:
 
     flush_subnormals()
     model = ModelConfig(decoder=work.decoder, hidden_dim=(work.hidden,), latent_dim=work.latent)
-    vae = build_vae(model, PIXELS, generator(0, "init")).requires_grad_(requires_grad=False)
+    vae = build_vae(model, ImageShape(1, 1, PIXELS), generator(0, "init")).requires_grad_(requires_grad=False)
     noise = generator(0, "importance")
     batch = binarize_dynamically(torch.from_numpy(images(work.n)), noise)
     while True:
@@ -292,7 +293,7 @@ def pythae(work: Work) -> Epochs:
 
 
 def dataloader(work: Work) -> Epochs:
-    """The loop of the usual PyTorch example: a Dataset that makes a PIL image of each item, ToTensor, `.item()`."""
+    """Run the loop of the usual PyTorch example: a Dataset that makes a PIL image of each item, ToTensor, `.item()`."""
     import torch
     from PIL import Image
     from torch import nn

@@ -19,12 +19,12 @@ import ray
 import yaml
 
 from vaecli.config.loading import dump_config
-from vaecli.reports.sweepreport import write_sweep_report
-from vaecli.runs.archive import pack
-from vaecli.sweeps import ray_driver as cluster
-from vaecli.sweeps.jobs import Job, JobOptions, complete
-from vaecli.sweeps.ray_worker import Delivery, Leg
-from vaecli.sweeps.sweep import Sweep, Swept, load_sweep, run_sweep
+from vaecli.reports.report import write_report
+from vaecli.sweeps import ray_driver
+from vaecli.sweeps.execution import run_sweep
+from vaecli.sweeps.jobs import run_jobs
+from vaecli.sweeps.ray_worker import Slice, SliceResult, pack
+from vaecli.sweeps.sweep import Job, JobOptions, RunJobs, Sweep, SweepResult, load_sweep
 
 BASE = {
     "model": {"hidden_dim": 10},
@@ -47,24 +47,25 @@ def main() -> None:
 
 def _simulate(directory: Path, n_runs: int, at_a_time: int, seconds: float) -> None:
     sweep = _sweep(directory, n_runs)
-    real = complete(Job(sweep.configs[0], None, JobOptions(directory / "real", k=1, binarised=False)))
+    (real,) = run_jobs([Job(sweep.configs[0], None, JobOptions(directory / "real", evaluation=sweep.evaluation))])
     assert real.run is not None, real.error
+    assert real.path is not None
     files = pack(real.run)
     size = sum(map(len, files.values())) / 1e6
-    evaluation = str(Path(real.figures["path"]).relative_to(real.run.path))
-    cluster.do_leg = _fake(files, evaluation, seconds)
+    evaluation = str(real.path.relative_to(real.run.path))
+    ray_driver.train_slice = _fake(files, evaluation, seconds)
     ray.init(num_cpus=at_a_time, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     _warm_up(at_a_time)
 
-    def do_all() -> Swept:
+    def do_all() -> SweepResult:
         return run_sweep(sweep, directory / "out", runs_dir=directory / "runs", engine="ray")
 
     print(f"{n_runs:,} runs of {seconds:g} s, {at_a_time} at a time, {size:.2f} MB each, {os.cpu_count()} cores")
     swept = _timed("all runs", do_all, floor=n_runs * seconds / at_a_time)
-    failed = [outcome.error for outcome in swept.outcomes if outcome.error]
+    failed = [result.error for result in swept.results if result.error]
     assert not failed, failed[0]
     _timed("asked for again", do_all)
-    _timed("report", lambda: write_sweep_report(swept, directory / "out"))
+    _timed("report", lambda: write_report(swept, directory / "out"))
     print(f"largest memory of the driver: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MiB")
     ray.shutdown()
 
@@ -79,17 +80,17 @@ def _sweep(directory: Path, n_runs: int) -> Sweep:
     return _timed("spec read and every point validated", lambda: load_sweep(directory / "fake.yaml"))
 
 
-def _fake(files: dict[str, bytes], evaluation: str, seconds: float) -> Callable[[Leg], Delivery]:
-    """What nodes do instead: sleep, and deliver the same files under the config that was asked for."""
+def _fake(files: dict[str, bytes], evaluation: str, seconds: float) -> Callable[[Slice, RunJobs], SliceResult]:
+    """Return what nodes do instead: sleep, and send back the same files under the config that was asked for."""
 
-    def do_leg(leg: Leg) -> Delivery:
-        name = f"{datetime.now():%Y%m%d-%H%M%S}-bernoulli-s{leg.config.seed}"  # noqa: DTZ005 (as a run's)
+    def train_slice(work: Slice, run_jobs: RunJobs) -> SliceResult:  # noqa: ARG001
+        name = f"{datetime.now():%Y%m%d-%H%M%S}-bernoulli-s{work.config.seed}"  # noqa: DTZ005 (as a run's)
         time.sleep(seconds)
-        status = json.loads(files["status.json"]) | {"identity": leg.config.identity}
-        changed = {"status.json": json.dumps(status).encode(), "config.yaml": dump_config(leg.config).encode()}
-        return Delivery(name, files | changed, evaluation)
+        status = json.loads(files["status.json"]) | {"identity": work.config.identity}
+        changed = {"status.json": json.dumps(status).encode(), "config.yaml": dump_config(work.config).encode()}
+        return SliceResult(name, files | changed, evaluation)
 
-    return do_leg
+    return train_slice
 
 
 def _warm_up(at_a_time: int) -> None:

@@ -14,10 +14,9 @@ import torch
 from vaecli.config.loading import load_config
 from vaecli.config.schema import Config
 from vaecli.data.dataset import Dataset
-from vaecli.data.observations import observation
 from vaecli.devices import flush_subnormals
-from vaecli.training.state import TrainingState, new_state
-from vaecli.training.step import Minibatch, new_step, steps_at_a_time
+from vaecli.training.accelerate import choose_step
+from vaecli.training.state import Minibatch, TrainingState, new_state
 
 REPLICATES, STEPS = 16, 50
 
@@ -25,12 +24,12 @@ REPLICATES, STEPS = 16, 50
 def replicates(device: str, rounds: int) -> dict[str, list[float]]:
     """Milliseconds of a step of one replicate, of each way in turn."""
     cores, on_cpu = os.cpu_count() or 1, device == "cpu"
-    found: dict[str, list[float]] = {"one after another": [], "together": []}
+    found: dict[str, list[float]] = {"one after another": [], "vmapped": []}
     if on_cpu:
         found["a process for each core"] = []
     for _ in range(rounds):
         found["one after another"].append(measure(device, cores, 1))
-        found["together"].append(measure(device, cores, REPLICATES))
+        found["vmapped"].append(measure(device, cores, REPLICATES))
         if on_cpu:
             with multiprocessing.get_context("spawn").Pool(cores) as pool:
                 each = pool.starmap(measure, [(device, 1, 1)] * cores)
@@ -43,15 +42,14 @@ def replicates(device: str, rounds: int) -> dict[str, list[float]]:
     return found
 
 
-def measure(device: str, threads: int, together: int) -> float:
+def measure(device: str, threads: int, n_states: int) -> float:
     """Milliseconds of a step of one replicate."""
     torch.set_num_threads(threads)
     flush_subnormals()
     graph = str(device.startswith("cuda")).lower()
     config = load_config("bernoulli.yaml", [f"device={device}", f"training.cuda_graph={graph}"])
-    observe = observation(config.model.likelihood.support, config.data)
-    states = _states(config, together)
-    step, n = new_step(states, observe), steps_at_a_time(states[0])
+    states = _states(config, n_states)
+    step, n = choose_step(states), states[0].chunk_size
 
     def go(n_steps: int) -> None:
         minibatches = [state.minibatches() for state in states]
@@ -63,7 +61,7 @@ def measure(device: str, threads: int, together: int) -> float:
     go(n)
     began = time.perf_counter()
     go(STEPS)
-    return (time.perf_counter() - began) / STEPS / together * 1e3
+    return (time.perf_counter() - began) / STEPS / n_states * 1e3
 
 
 def _states(config: Config, n: int) -> list[TrainingState]:

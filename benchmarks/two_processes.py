@@ -13,9 +13,8 @@ from torch import distributed
 
 from vaecli.config.loading import parse_config
 from vaecli.data.dataset import Dataset
-from vaecli.data.observations import observation
 from vaecli.devices import flush_subnormals
-from vaecli.model.objectives import noise, objective
+from vaecli.model.objectives import build_objective, loss
 from vaecli.training.state import TrainingState, new_state
 
 STEPS, ROUNDS = 40, 5
@@ -40,17 +39,15 @@ def main() -> None:
 
 
 def _steps(state: TrainingState, processes: int) -> tuple[float, float]:
-    config = state.config
-    observe, maximise = observation(config.model.likelihood.support, config.data), objective(config.objective)
+    config, objective = state.config, build_objective(state.config.objective)
     gradient = torch.zeros(sum(parameter.numel() for parameter in state.vae.parameters()))
     minibatches = state.minibatches()
     began, sharing = time.perf_counter(), 0.0
     for _ in range(STEPS):
-        batch = observe(next(minibatches), state.generators["pixels"])
-        epsilon = noise(state.vae, batch, config.objective.L, state.generators["epsilon"])
-        bound, _ = maximise(state.vae, batch, epsilon, 1.0)
+        batch, epsilon = state.draw(next(minibatches))
+        value, _ = loss(objective, state.vae, batch, epsilon)
         state.optimizer.zero_grad()
-        (-bound.mean()).backward()
+        value.backward()
         if processes > 1:
             before = time.perf_counter()
             distributed.all_reduce(gradient)

@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     from vaecli.evaluation.generation import encode, interpolate, manifold, reconstruct, sample
     from vaecli.reports.report import write_report
     from vaecli.runs.run import Run, load_run
-    from vaecli.sweeps.comparison import compare
-    from vaecli.sweeps.sweep import load_sweep, run_sweep
+    from vaecli.sweeps.execution import compare, run_sweep
+    from vaecli.sweeps.sweep import load_sweep
     from vaecli.training.loop import resume, train
 
 _HOMES = {
     "Config": "config.schema",
     "Run": "runs.run",
     "VaecliError": "errors",
-    "compare": "sweeps.comparison",
+    "compare": "sweeps.execution",
     "encode": "evaluation.generation",
     "evaluate": "evaluation.evaluate",
     "interpolate": "evaluation.generation",
@@ -41,7 +41,7 @@ _HOMES = {
     "manifold": "evaluation.generation",
     "reconstruct": "evaluation.generation",
     "resume": "training.loop",
-    "run_sweep": "sweeps.sweep",
+    "run_sweep": "sweeps.execution",
     "sample": "evaluation.generation",
     "train": "training.loop",
     "write_report": "reports.report",
@@ -56,3 +56,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f"vaecli.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names and no others: submodules and typing names are not for completion."""
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

@@ -12,15 +12,15 @@ from vaecli.errors import UsageError
 
 REPLICATES, STEPS = "replicates", "steps"
 DEFAULTS = {REPLICATES: "1", STEPS: "eager"}
-"""Conditions as they are in checkpoints that do not name them."""
+"""Conditions of checkpoints that do not name them."""
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device of a config's `device`; auto is CUDA where there is one, else the CPU. Raises UsageError."""
+    """Return the device of a config's `device`; auto is CUDA where there is one, else the CPU. Raises UsageError."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if not re.fullmatch(DEVICE, name):
-        raise UsageError(f"device: {name!r} is none; write auto, cpu, cuda, cuda:1 or mps")
+        raise UsageError(f"device: {name!r} is not a device; write auto, cpu, cuda, cuda:1 or mps")
     device = torch.device(name)
     there = {
         "cpu": True,
@@ -33,13 +33,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def available_devices() -> list[str]:
-    """The devices that torch finds here."""
+    """Return the devices that torch finds here."""
     cuda = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     return ["cpu", *cuda, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def prefer_gpu(number: int) -> None:
-    """Let `cuda` mean another GPU in each of several processes, if there are several: number modulo how many."""
+    """Let `cuda` mean another GPU in each of several processes: the process's number modulo how many GPUs there are."""
     if torch.cuda.device_count() > 1:
         torch.cuda.set_device(number % torch.cuda.device_count())
 
@@ -60,12 +60,12 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
 
 
 def conditions(device: torch.device, replicates: int = 1, *, compiled: bool = False) -> dict[str, str]:
-    """What, besides the config and the number of threads, decides the bits of training.
+    """Return what, besides the config and the number of threads, decides the bits of training.
 
     Args:
         device: Where the parameters are.
-        replicates: Runs that are trained as one batched program.
-        compiled: Whether the gradient is.
+        replicates: How many runs are trained as one batched program.
+        compiled: Whether the gradient is compiled.
     """
     return {
         "torch": str(torch.__version__),
@@ -77,7 +77,7 @@ def conditions(device: torch.device, replicates: int = 1, *, compiled: bool = Fa
 
 
 def memory(device: torch.device) -> int | None:
-    """The bytes of memory that a device has in all; None where they are not known."""
+    """Return the bytes of memory that a device has in all; None where they are not known."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -87,7 +87,7 @@ def memory(device: torch.device) -> int | None:
 
 
 def describe(device: torch.device) -> str:
-    """The device's model in words."""
+    """Return the name of the device's model."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _processor()

@@ -3,24 +3,25 @@
 A message says what is wrong, where, and what would be right.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
 class VaecliError(Exception):
-    """Something failed at run time: a checkpoint that cannot be used, a directory that cannot be written."""
+    """Signal a failure at run time: a checkpoint that cannot be used, a directory that cannot be written."""
 
     exit_code: ClassVar[int] = 1
 
 
 class UsageError(VaecliError):
-    """Wrong usage: an unknown run, a device that is not there."""
+    """Signal wrong usage: an unknown run, a device that is not there."""
 
     exit_code: ClassVar[int] = 2
 
 
 class ConfigError(UsageError):
-    """A config that cannot be used; `problems` lists everything that is wrong with it."""
+    """Signal a config that cannot be used; `problems` lists everything that is wrong with it."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -28,13 +29,13 @@ class ConfigError(UsageError):
 
 
 class DataError(VaecliError):
-    """Images that are not to be had or not readable."""
+    """Signal images that cannot be found or read."""
 
     exit_code: ClassVar[int] = 3
 
 
 class DivergedError(VaecliError):
-    """Training met a term or a parameter that is not finite, at `step`, counted from 1."""
+    """Signal a term or a parameter that is not finite in training, at `step`, counted from 1."""
 
     exit_code: ClassVar[int] = 4
 
@@ -44,16 +45,32 @@ class DivergedError(VaecliError):
 
 
 class InterruptedRunError(VaecliError):
-    """Training was asked to stop before its end; a checkpoint was written."""
+    """Signal that training was asked to stop before its end; a checkpoint was written."""
 
     exit_code: ClassVar[int] = 130
 
 
 class LimitReachedError(InterruptedRunError):
-    """Training came to the limit that it was given; a checkpoint was written."""
+    """Signal that training came to the limit that it was given; a checkpoint was written."""
 
     exit_code: ClassVar[int] = 6
 
 
 class ReproducibilityWarning(UserWarning):
-    """A run goes on under other conditions than before, and may not end in the same bits as an uncut one."""
+    """Warn that a run is resumed under other conditions than before, and may not end in the same bits."""
+
+
+def in_plain_words(error: Exception, replicates: int) -> Exception:
+    """Return what to raise in place of an error: out of memory is named with its remedy, any other is unchanged."""
+    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if out_of_memory or "can't allocate memory" in str(error):
+        fewer = f", or resources.replicates, which is {replicates} here," if replicates > 1 else ""
+        return VaecliError(f"out of memory; make training.batch_size, objective.L or model.hidden_dim{fewer} smaller")
+    return error
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the known name nearest to a mistyped one as a question; all of them where none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"

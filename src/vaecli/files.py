@@ -54,7 +54,7 @@ def write_directory(parent: Path, stem: str, fill: Callable[[Path], object]) -> 
 
 
 def _renamed(temporary: Path, path: Path) -> bool:
-    """Whether the directory could take that name: no file or filled directory had it."""
+    """Rename a directory; return whether it could take that name, which no file or filled directory had."""
     try:
         temporary.rename(path)
     except OSError as error:
@@ -65,7 +65,7 @@ def _renamed(temporary: Path, path: Path) -> bool:
 
 
 def remove_temporary_files(directory: Path) -> None:
-    """Remove the temporary files that killed processes left below a directory which nobody else writes to."""
+    """Remove the temporary files that killed processes left below a directory that nobody else writes to."""
     for path in directory.rglob(f".*{TEMPORARY}"):
         path.unlink(missing_ok=True)
 
@@ -104,7 +104,7 @@ def lock(path: Path) -> BinaryIO:
 
 
 def finite(value: Any) -> Any:
-    """The value with every NaN and infinity as None: JSON has no word for them."""
+    """Return the value with every NaN and infinity as None, since JSON cannot hold them."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

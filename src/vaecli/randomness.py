@@ -9,7 +9,7 @@ Stream = Literal["init", "permutation", "epsilon", "pixels", "evaluation", "impo
 
 
 def generator(seed: int, stream: Stream, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator of its own for one purpose; streams of different names or seeds are independent.
+    """Return a generator for one purpose; streams of different names or seeds are independent.
 
     Args:
         seed: The run's seed.

@@ -134,7 +134,7 @@ def test_settings_over_the_config(vae, config):
     )
     run = load_run(out.strip())
     assert (run.config.model.decoder, run.config.model.latent_dim) == ("gaussian", 2)
-    assert "vae: data.binarize: no effect, gaussian is no binary likelihood" in err
+    assert "vae: data.binarize: no effect, gaussian is not a binary likelihood" in err
 
 
 def test_a_relaxed_bound_is_marked_wherever_it_is_shown(vae, config):
@@ -152,9 +152,9 @@ def test_a_comparison_says_once_what_has_no_effect(vae, config):
     )
     notes = [line for line in err.splitlines() if line.startswith(("vae: data.", "vae: model."))]
     assert notes == [
-        "vae: data.binarize: no effect, gaussian is no binary likelihood",
-        "vae: data.binarize: no effect, i-gaussian is no binary likelihood",
-        "vae: model.mean: no effect, bernoulli has none",
+        "vae: data.binarize: no effect, gaussian is not a binary likelihood",
+        "vae: data.binarize: no effect, i-gaussian is not a binary likelihood",
+        "vae: model.mean: no effect, bernoulli does not have it",
         "vae: data.binarize: none puts grey pixels into a Bernoulli: its bound is relaxed, not a likelihood",
     ]
     assert [line[:3] for line in err.splitlines() if "ELBO" in line] == ["1/3", "2/3", "3/3"]
@@ -173,7 +173,7 @@ def test_runs_are_chosen_sorted_and_compared(vae, config):
     assert found[0]["best"]["elbo"] > found[1]["best"]["elbo"]
     code, _, err = vae("runs", "ls", "--where", "model.decodr=x")
     assert code == 2
-    assert "'model.decodr=x': is no KEY=VALUE of a config; did you mean model.decoder=...?" in err
+    assert "'model.decodr=x': is not a KEY=VALUE of a config; did you mean model.decoder?" in err
     one, two = sorted((run["run"] for run in found[:2]), key=lambda path: path.endswith("s2"))
     lines = vae("runs", "diff", one, two)[1].splitlines()
     assert [line.split()[0] for line in lines[1:3]] == ["model.latent_dim", "seed"]
@@ -289,7 +289,7 @@ def test_compare_decoders(vae, config):
     assert [run["decoder"] for run in json.loads(out)["runs"]] == ["gaussian", "i-gaussian", "bernoulli"]
     code, _, err = vae("compare-decoders", "--config", config, "--decoders", "gaussian,gausian")
     assert code == 2
-    assert "'gausian': not known; known: bernoulli, " in err
+    assert "'gausian' is not a decoder; did you mean gaussian?" in err
     settings = ("--decoders", "bernoulli", "--seeds", 1, "--k", 3, "--out", "bad", "optimizer.learning_rate=1e30")
     code, _, err = vae("compare-decoders", "--config", config, *settings)
     assert code == 5
@@ -403,7 +403,7 @@ def test_a_run_that_comes_to_its_limit_is_resumable(vae, config):
     assert code == 0
     assert load_run(out.strip()).status["epoch"] == 2
     code, _, err = vae("train", "--config", config, "--max-time", "soon")
-    assert (code, err) == (2, "vae: 'soon': is no duration; write 90s, 45m, 2h, 1h30m or 2d\n")
+    assert (code, err) == (2, "vae: 'soon': is not a duration; write 90s, 45m, 2h, 1h30m or 2d\n")
 
 
 @pytest.mark.filterwarnings("default::vaecli.errors.ReproducibilityWarning")

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from vaecli.config.likelihoods import LIKELIHOODS, Support
-from vaecli.config.schema import DataConfig, ModelConfig
+from vaecli.config.schema import DataConfig, EvaluationSpec, ModelConfig
 from vaecli.data.dataset import Batch, Dataset, binarize_dynamically, build_preprocess
 from vaecli.data.image_grid import ImageShape
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation import evaluate as evaluation
 from vaecli.evaluation.binarised import MARGIN, BinarisedDecoder, fit_encoder, grey_level
-from vaecli.evaluation.evaluate import evaluate, evaluation_path
+from vaecli.evaluation.evaluate import evaluate
+from vaecli.evaluation.result import NotFiniteError, read_evaluation
 from vaecli.files import lock
 from vaecli.model.distributions import Density, DiagonalNormal
 from vaecli.model.estimators import evaluate_bound
@@ -58,7 +59,7 @@ def test_every_decoder_has_the_figures_of_its_support(run):
 
 def test_the_figures_are_written_whole_and_repeat(run):
     found = evaluate(run, k=5)
-    path = evaluation_path(run, k=5)
+    path = run.evaluation_path(run.checkpoint.progress.step, EvaluationSpec(k=5))
     assert json.loads(path.read_text()) == asdict(found)
     with np.load(path.with_suffix(".npz")) as arrays:
         assert arrays["log_evidence"].mean() == pytest.approx(found.log_evidence)
@@ -82,7 +83,7 @@ def test_evaluation_does_not_touch_the_checkpoints(bernoulli):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_a_model_of_b_needs_no_bridge(bernoulli):
+def test_a_binarised_model_needs_no_other_encoder(bernoulli):
     found = evaluate(bernoulli, k=50)
     assert (found.binarised_nll, found.binarised_nll_se) == (-found.log_evidence, found.log_evidence_se)
     assert not list((bernoulli.path / "evaluations").glob("*.pt"))
@@ -92,8 +93,8 @@ def test_the_binarised_likelihood_of_a_binarised_model_agrees_with_its_own_evide
     """The decoder's mean and a fitted encoder give the same -log p(b) as the model itself, within the error."""
     own = evaluate(bernoulli, k=1000)
     monkeypatch.setattr(evaluation, "is_binarised_model", lambda config: False)
-    bridged = evaluate(bernoulli, k=1000, seed=0)
-    assert bridged.binarised_nll == pytest.approx(own.binarised_nll, abs=0.1)
+    again = evaluate(bernoulli, k=1000, seed=0)
+    assert again.binarised_nll == pytest.approx(own.binarised_nll, abs=0.1)
 
 
 def test_a_refitted_encoder_is_kept_for_its_checkpoint(small, tmp_path, monkeypatch):
@@ -125,7 +126,7 @@ def test_refitting_tightens_the_bound_on_binary_images_and_leaves_the_decoder_al
     assert all(torch.equal(value, before[key]) for key, value in vae.decoder.state_dict().items())
 
 
-def test_the_bridge_is_the_decoders_mean_in_units_of_k_255():
+def test_the_grey_level_is_the_decoders_mean_in_units_of_k_255():
     vae = build_vae(ModelConfig(decoder="i-gaussian", latent_dim=3), ImageShape(1, 1, 4), generator(0, "init"))
     z = torch.randn(5, 3)
     mean = vae.decoder(z).mean.detach()
@@ -245,3 +246,28 @@ def test_a_gaussians_own_encoder_is_too_narrow_a_proposal_for_binary_images(smal
     with torch.no_grad():
         nll = -log_evidence(own, Batch(y, b), 100, generator(0, "importance")).mean().item()
     assert found.binarised_nll < nll - 1
+
+
+def test_an_evaluation_is_read_as_it_was_written(bernoulli):
+    written = evaluate(bernoulli, k=3)
+    path = bernoulli.evaluation_path(bernoulli.checkpoint.progress.step, EvaluationSpec(k=3))
+    assert read_evaluation(path) == written
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "what"),
+    [
+        ({"elbo": None, "elbo_se": None}, NotFiniteError, "not finite: elbo, elbo_se"),
+        ({"elbo": "a number"}, VaecliError, "is not a whole evaluation"),
+        ({"kl_per_dimension": {}}, VaecliError, "is not a whole evaluation"),
+    ],
+)
+def test_an_evaluation_with_wrong_parts_is_refused(bernoulli, tmp_path, change, error, what):
+    evaluate(bernoulli, k=3)
+    path = bernoulli.evaluation_path(bernoulli.checkpoint.progress.step, EvaluationSpec(k=3))
+    (tmp_path / "other.json").write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(error, match=what):
+        read_evaluation(tmp_path / "other.json")
+    (tmp_path / "other.json").write_text(path.read_text()[:-30])
+    with pytest.raises(VaecliError, match="is not a whole evaluation: Invalid JSON"):
+        read_evaluation(tmp_path / "other.json")

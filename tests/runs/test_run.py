@@ -38,7 +38,7 @@ def test_a_run_is_found_by_path_name_and_prefix(some, tmp_path):
     for reference in (other.path, str(other.path) + "/", other.name, f"b/{other.name}", "b/", f"b/{other.name[:6]}"):
         assert find_run(reference, root).path == other.path
     assert find_run(first.name, root).path == first.path  # exact, though it begins the second's name too
-    with pytest.raises(UsageError, match=r"3 runs begin so: .*bernoulli-s0"):
+    with pytest.raises(UsageError, match=r"3 runs begin with it: .*bernoulli-s0"):
         find_run(first.name[:4], root)
     with pytest.raises(UsageError, match="no such run or checkpoint; `vae runs ls`"):
         find_run("nothing", root)
@@ -67,7 +67,7 @@ def test_status_survives_damage(some):
     with lock(run.path / LOCK):
         run.write_status(state="running", elbo=float("nan"))
         assert (run.status["state"], run.status["elbo"]) == ("running", None)
-    assert (run.status["state"], run.status["reason"]) == ("interrupted", "its process ended without a word")
+    assert (run.status["state"], run.status["reason"]) == ("interrupted", "its process was killed")
     (run.path / "status.json").write_text('{"state": "run')
     assert run.status == {}
     (run.path / "status.json").write_text("[1]")

@@ -5,55 +5,57 @@ import time
 import numpy as np
 import pytest
 
-from vaecli.config.schema import Config
+from evaluations import metrics
+from vaecli.config.schema import Config, EvaluationSpec
 from vaecli.errors import DataError, InterruptedRunError, UsageError
-from vaecli.reports import report
-from vaecli.reports.report import ACROSS, WITHIN, Difference, write_report
+from vaecli.reports import tables
+from vaecli.reports.report import write_report
+from vaecli.reports.tables import ACROSS, WITHIN, Difference, differences, rankings
 from vaecli.runs.run import list_runs
-from vaecli.sweeps import local as pool
-from vaecli.sweeps.comparison import Comparison, compare, member
-from vaecli.sweeps.jobs import JobResult
-from vaecli.sweeps.news import News
+from vaecli.sweeps import execution
+from vaecli.sweeps.execution import compare
+from vaecli.sweeps.sweep import JobResult, SweepResult, SweepUpdate, comparison
+from vaecli.sweeps.sweep import metrics as metrics_of
 from vaecli.training.loop import train
 
 
 @pytest.fixture
 def run_comparison(small, tmp_path):
     def run(decoders=("bernoulli", "gaussian", "i-gaussian"), n_seeds=2, out="out", jobs=1, k=5, **settings):
-        news: list[tuple[int, int, int]] = []  # runs in all, running, ended
+        updates: list[tuple[int, int, int]] = []  # runs in all, running, ended
 
-        def watch(one: News) -> None:
-            news.append((len(one.configs), len(one.running), len(one.outcomes)))
+        def callback(update: SweepUpdate) -> None:
+            updates.append((len(update.configs), len(update.running), len(update.results)))
 
         base = small(training={"epochs": 2}, **settings)
         found = compare(
             base, decoders, n_seeds, tmp_path / out, runs_dir=tmp_path / "runs", jobs=jobs, k=k,
-            watch=watch,
+            callback=callback,
         )  # fmt: skip
-        return found, news
+        return found, updates
 
     return run
 
 
 def test_every_decoder_is_trained_and_evaluated_once(run_comparison, tmp_path):
-    found, news = run_comparison()
-    assert [(o.decoder, o.seed) for o in found.outcomes] == [
+    found, updates = run_comparison()
+    assert [(o.decoder, o.seed) for o in found.results] == [
         (decoder, seed) for decoder in ("bernoulli", "gaussian", "i-gaussian") for seed in (0, 1)
     ]
-    assert [ended for _, running, ended in news if not running] == list(range(7))
-    assert {n for n, _, _ in news} == {6}
+    assert [ended for _, running, ended in updates if not running] == list(range(7))
+    assert {n for n, _, _ in updates} == {6}
     assert not found.failed
     before = {run.path: (run.last.stat().st_mtime_ns, run.metrics) for run in list_runs(tmp_path / "runs")}
     again, _ = run_comparison()
     assert {run.path: (run.last.stat().st_mtime_ns, run.metrics) for run in list_runs(tmp_path / "runs")} == before
-    assert [o.figures for o in again.outcomes] == [o.figures for o in found.outcomes]
+    assert again.results == found.results
 
 
 def test_a_run_made_by_hand_counts_and_one_that_was_cut_is_resumed(run_comparison, small, tmp_path):
     whole = train(small(training={"epochs": 2}, name="mine"), runs_dir=tmp_path / "runs")
     whole.write_status(**whole.status | {"state": "interrupted"})
     found, _ = run_comparison(("bernoulli",), n_seeds=1)
-    assert found.outcomes[0].run.path == whole.path
+    assert found.results[0].run.path == whole.path
     assert whole.status["state"] == "completed"
 
 
@@ -62,18 +64,20 @@ def test_jobs_change_nothing_but_the_time(run_comparison, tmp_path):
     (tmp_path / "runs").rename(tmp_path / "alone")
     together, _ = run_comparison(("i-gaussian",), n_seeds=2, out="other", jobs=2)
     for name in ("elbo", "log_evidence", "bits_per_dim", "binarised_nll"):
-        assert alone.values("i-gaussian", name) == pytest.approx(together.values("i-gaussian", name), rel=1e-4)
+        assert metrics_of(alone.of("i-gaussian"), name) == pytest.approx(
+            metrics_of(together.of("i-gaussian"), name), rel=1e-4
+        )
 
 
 def test_a_run_that_fails_takes_no_other_with_it(run_comparison, tmp_path, monkeypatch):
-    complete_together = pool.complete_together
+    run_jobs = execution.run_jobs
 
-    def fail(tasks, stop):
-        if tasks[0].config.model.decoder == "gaussian":
-            return [JobResult(task.config, None, error="training diverged: at step 3") for task in tasks]
-        return complete_together(tasks, stop)
+    def fail(jobs, stop):
+        if jobs[0].config.model.decoder == "gaussian":
+            return [JobResult(job.config, None, error="training diverged: at step 3") for job in jobs]
+        return run_jobs(jobs, stop)
 
-    monkeypatch.setattr(pool, "complete_together", fail)
+    monkeypatch.setattr(execution, "run_jobs", fail)
     found, _ = run_comparison(n_seeds=1)
     assert [o.decoder for o in found.failed] == ["gaussian"]
     results = write_report(found, tmp_path / "out")
@@ -140,35 +144,43 @@ def test_the_report_has_its_files_its_tables_and_its_caveats(run_comparison, tmp
 
 def test_differences_are_tested_within_a_support_and_across_by_what_both_have(run_comparison, tmp_path):
     found, _ = run_comparison(n_seeds=2)
-    differences = write_report(found, tmp_path / "out")["differences"]
-    pairs = {(d["figure"], frozenset((d["better"], d["worse"]))) for d in differences}
+    tested = write_report(found, tmp_path / "out")["differences"]
+    pairs = {(d["figure"], frozenset((d["better"], d["worse"]))) for d in tested}
     gaussians, with_bernoulli = frozenset(("gaussian", "i-gaussian")), frozenset(("bernoulli", "gaussian"))
     assert ("log evidence", gaussians) in pairs
     assert ("log evidence", with_bernoulli) not in pairs  # a mass on bits and a density are never ranked
     assert ("bits/dim", gaussians) in pairs
     assert ("bits/dim", with_bernoulli) not in pairs  # a Bernoulli has none
     assert ("binarised NLL", with_bernoulli) in pairs
-    for d in differences:
+    for d in tested:
         if d["holds"]:
             assert max(d["over_seeds"], d["over_images"]) < 0.05
 
 
-def test_a_better_decoder_is_called_better_only_when_both_tests_agree(tmp_path, monkeypatch):
-    outcomes, base = [], Config()
-    for decoder, mean in (("bernoulli", 100.0), ("gaussian", 90.0)):
-        for seed in range(3):
-            figures = {"binarised_nll": mean + 0.1 * seed, "observed": "x", "caveat": None}
-            outcomes.append(JobResult(member(base, decoder, seed), None, figures))
-    found = Comparison(base, ("bernoulli", "gaussian"), (0, 1, 2), 5, tuple(outcomes))
+def made_up(values: dict[str, list[float]]) -> SweepResult:
+    """Return a comparison of these binarised NLLs by decoder, one a seed."""
+    sweep = comparison(Config(), list(values), 3, EvaluationSpec(k=5))
+    results = [
+        JobResult(config, None, metrics(binarised_nll=values[config.model.decoder][config.seed]))
+        for config in sweep.configs
+    ]
+    return SweepResult(sweep, tuple(results))
 
-    (difference,) = report._differences(found)
-    assert (difference.better, difference.by) == ("gaussian", pytest.approx(10.0))
-    assert difference.over_seeds < 1e-6
-    assert not difference.holds  # nothing is known of single images
-    monkeypatch.setattr(report, "_paired_over_images", lambda *arguments: 0.2)
-    assert not report._differences(found)[0].holds
-    monkeypatch.setattr(report, "_paired_over_images", lambda *arguments: 0.01)
-    assert report._differences(found)[0].holds
+
+def test_a_better_decoder_is_called_better_only_when_both_tests_agree(monkeypatch):
+    found = made_up({"bernoulli": [100.0, 100.1, 100.2], "gaussian": [90.0, 90.1, 90.2]})
+
+    def difference():
+        (one,) = [d for d in differences(found) if d.figure == "binarised NLL"]
+        return one
+
+    assert (difference().better, difference().by) == ("gaussian", pytest.approx(10.0))
+    assert difference().over_seeds < 1e-6
+    assert not difference().holds  # nothing is known of single images
+    monkeypatch.setattr(tables, "paired_over_images", lambda *arguments: 0.2)
+    assert not difference().holds
+    monkeypatch.setattr(tables, "paired_over_images", lambda *arguments: 0.01)
+    assert difference().holds
 
 
 def test_an_array_of_other_content_under_the_same_name_is_another_comparison(run_comparison, images, tmp_path):
@@ -180,7 +192,7 @@ def test_an_array_of_other_content_under_the_same_name_is_another_comparison(run
     with pytest.raises(UsageError, match="another comparison"):
         run_comparison(**settings)
     second, _ = run_comparison(**settings, out="second")
-    assert second.outcomes[0].run.path != first.outcomes[0].run.path
+    assert second.results[0].run.path != first.results[0].run.path
     with pytest.raises(DataError, match="no such file"):
         run_comparison(**settings | {"data": {"name": str(tmp_path / "none.npy")}}, out="third")
 
@@ -191,13 +203,8 @@ def test_the_identity_of_a_run_is_its_config(small):
 
 
 def test_decoders_are_ranked_with_a_sign_that_says_whether_neighbours_differ():
-    values = {"bernoulli": 100.0, "gaussian": 90.0, "i-gaussian": 90.1}
-    outcomes = []
-    for decoder, value in values.items():
-        for seed in range(3):
-            figures = {"binarised_nll": value + 0.3 * seed, "observed": "x", "caveat": None}
-            outcomes.append(JobResult(member(Config(), decoder, seed), None, figures))
-    found = Comparison(Config(), tuple(values), (0, 1, 2), 5, tuple(outcomes))
+    found = made_up({"bernoulli": [100.0] * 3, "gaussian": [90.0] * 3, "i-gaussian": [90.1] * 3})
     pairs = (("gaussian", "bernoulli", 0.01), ("i-gaussian", "bernoulli", 0.01), ("gaussian", "i-gaussian", 0.7))
-    differences = [Difference("binarised NLL", a, b, 1.0, 2, p, p) for a, b, p in pairs]
-    assert report._rankings(found, differences) == [("binarised NLL", "gaussian ≈ i-gaussian > bernoulli")]
+    tested = [Difference("binarised NLL", a, b, 1.0, 2, p, p) for a, b, p in pairs]
+    tested += [Difference(title, a, b, 0.0, 2, 1.0, 1.0) for title in ("MSE", "log evidence") for a, b, _ in pairs]
+    assert ("binarised NLL", "gaussian ≈ i-gaussian > bernoulli") in rankings(found, tested)

@@ -18,23 +18,25 @@ from pydantic import ValidationError
 
 from identical import traces
 from vaecli.config.loading import dump_config
+from vaecli.config.schema import EvaluationSpec, Resources
 from vaecli.data import sources
-from vaecli.errors import InterruptedRunError, LimitReachedError, ReproducibilityWarning, UsageError
+from vaecli.errors import InterruptedRunError, LimitReachedError, ReproducibilityWarning, UsageError, VaecliError
+from vaecli.evaluation.result import Evaluation
 from vaecli.files import lock
 from vaecli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vaecli.runs.run import LOCK, list_runs
-from vaecli.sweeps.execution import run_all
-from vaecli.sweeps.jobs import JobOptions, Resources
+from vaecli.sweeps.execution import run_configs
+from vaecli.sweeps.sweep import JobOptions
 from vaecli.training.loop import train
 from vaecli.training.stopping import Limit
 
 ray = pytest.importorskip("ray")
 cluster_utils = pytest.importorskip("ray.cluster_utils")
-from vaecli.sweeps import ray_driver as engine  # noqa: E402 (needs Ray)
-from vaecli.sweeps import ray_worker as legs  # noqa: E402
+from vaecli.sweeps import ray_driver, ray_worker  # noqa: E402 (need Ray)
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own are not ours to mend
-OFTEN = Resources(seconds_per_delivery=0.3)
+QUICK = EvaluationSpec(k=3, binarised=False)
+OFTEN = Resources(sync_interval=0.3)
 
 
 @pytest.fixture(scope="module")
@@ -52,24 +54,24 @@ def cluster():
 
 @pytest.fixture
 def work(tmp_path):
-    return JobOptions(tmp_path / "runs", k=3, binarised=False)
+    return JobOptions(tmp_path / "runs", evaluation=QUICK)
 
 
-def delivered(runs_dir: Path) -> bool:
+def sent_back(runs_dir: Path) -> bool:
     return any(run.last.is_file() for run in list_runs(runs_dir))
 
 
-def comparable(figures: dict) -> dict:
-    return {key: value for key, value in figures.items() if key not in {"seconds_per_epoch", "seconds", "path", "run"}}
+def comparable(result) -> Evaluation:
+    return replace(result.evaluation, run="")
 
 
 def test_a_node_that_dies_midway_changes_nothing_but_the_time(cluster, work, small, tmp_path, monkeypatch):
-    configs = [small(seed=seed, training={"epochs": 200}) for seed in range(4)]
+    configs = [small(seed=seed, training={"epochs": 500}) for seed in range(4)]
     killed_at, lost, get = [], [], ray.get
 
     def kill_a_node() -> bool:
-        """Asked again and again: once something has been delivered, until something is lost with its node."""
-        if not lost and delivered(work.runs_dir) and (not killed_at or time.monotonic() - killed_at[-1] > 5):
+        """Kill nodes once a slice has come back, until something is lost with its node."""
+        if not lost and sent_back(work.runs_dir) and (not killed_at or time.monotonic() - killed_at[-1] > 2):
             cluster.remove_node(cluster.list_all_nodes()[-1], allow_graceful=False)
             killed_at.append(time.monotonic())
             cluster.add_node(num_cpus=1)
@@ -83,20 +85,20 @@ def test_a_node_that_dies_midway_changes_nothing_but_the_time(cluster, work, sma
             raise
 
     monkeypatch.setattr(ray, "get", get_or_note)
-    outcomes = run_all(configs, work, engine="ray", resources=OFTEN, stop=kill_a_node)
+    results = run_configs(configs, work, engine="ray", resources=OFTEN, stop=kill_a_node)
     assert lost
-    assert [outcome.error for outcome in outcomes] == [None] * 4
-    here = run_all(configs, JobOptions(tmp_path / "here", k=3, binarised=False), jobs=2, resources=Resources())
-    for there, alone in zip(outcomes, here, strict=True):
+    assert [result.error for result in results] == [None] * 4
+    here = run_configs(configs, JobOptions(tmp_path / "here", evaluation=QUICK), jobs=2, resources=Resources())
+    for there, alone in zip(results, here, strict=True):
         assert traces(there.run) == traces(alone.run)
-        assert comparable(there.figures) == comparable(alone.figures)
-        assert there.figures["run"] == there.run.name
+        assert comparable(there) == comparable(alone)
+        assert there.evaluation.run == there.run.name
     assert len(list_runs(work.runs_dir)) == 4
     assert not any(run.is_training for run in list_runs(work.runs_dir))
 
     before = {run.path: run.last.stat().st_mtime_ns for run in list_runs(work.runs_dir)}
-    again = run_all(configs, work, engine="ray", resources=OFTEN)
-    assert [outcome.figures for outcome in again] == [outcome.figures for outcome in outcomes]
+    again = run_configs(configs, work, engine="ray", resources=OFTEN)
+    assert again == results
     assert {run.path: run.last.stat().st_mtime_ns for run in list_runs(work.runs_dir)} == before
 
 
@@ -106,17 +108,17 @@ def test_the_driver_may_be_killed_and_started_again(cluster, small, tmp_path):
     spec = {
         "base": "base.yaml",
         "grid": {"seed": [0, 1]},
-        "resources": {"seconds_per_delivery": 0.3},
+        "resources": {"sync_interval": 0.3},
         "evaluation": {"k": 3, "binarised": False},
     }
     (tmp_path / "s.yaml").write_text(yaml.safe_dump(spec))
     command = [sys.executable, "-m", "vaecli", "sweep", "s.yaml", "--engine", "ray", "--address", cluster.address]
     runs_dir = tmp_path / "runs"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as first:
-        while not delivered(runs_dir) and first.poll() is None:
+        while not sent_back(runs_dir) and first.poll() is None:
             time.sleep(0.05)
         first.send_signal(signal.SIGKILL)
-    assert delivered(runs_dir), first.stderr
+    assert sent_back(runs_dir), first.stderr
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert again.returncode == 0, again.stderr
     assert again.stdout == "runs/sweeps/s/report.html\n"
@@ -129,33 +131,35 @@ def test_the_driver_may_be_killed_and_started_again(cluster, small, tmp_path):
 
 def test_a_stop_loses_no_more_than_what_was_under_way(cluster, work, small):
     config = small(training={"epochs": 300})
-    with pytest.raises(InterruptedRunError, match="the same command goes on from what each run has delivered"):
-        run_all([config], work, engine="ray", resources=OFTEN, stop=lambda: delivered(work.runs_dir))
+    with pytest.raises(
+        InterruptedRunError, match="the same command resumes every run from the last files it sent back"
+    ):
+        run_configs([config], work, engine="ray", resources=OFTEN, stop=lambda: sent_back(work.runs_dir))
     (cut,) = list_runs(work.runs_dir)
     assert cut.status["state"] == "interrupted"
     with lock(cut.path / LOCK):
-        (outcome,) = run_all([config], work, engine="ray", resources=OFTEN)
-        assert outcome.error == f"{cut.path}: is being trained by another process"
-    (outcome,) = run_all([config], work, engine="ray", resources=OFTEN)
-    assert outcome.error is None
-    assert outcome.run.path == cut.path
+        (result,) = run_configs([config], work, engine="ray", resources=OFTEN)
+        assert result.error == f"{cut.path}: is being trained by another process"
+    (result,) = run_configs([config], work, engine="ray", resources=OFTEN)
+    assert result.error is None
+    assert result.run.path == cut.path
 
 
 def test_a_run_that_fails_takes_no_other_with_it(cluster, work, small, monkeypatch):
-    def do_leg_or_die(leg):
+    def train_slice_or_die(work, run_jobs):
         import os  # noqa: PLC0415 (this runs elsewhere)
 
-        from vaecli.sweeps.ray_worker import do_leg  # noqa: PLC0415
+        from vaecli.sweeps.ray_worker import train_slice  # noqa: PLC0415
 
-        if leg.config.seed == 1:
+        if work.config.seed == 1:
             os._exit(1)
-        if leg.config.seed == 2:
+        if work.config.seed == 2:
             raise ValueError("of some library")
-        return do_leg(leg)
+        return train_slice(work, run_jobs)
 
-    monkeypatch.setattr(engine, "do_leg", do_leg_or_die)
+    monkeypatch.setattr(ray_driver, "train_slice", train_slice_or_die)
     configs = [small(seed=0), small(seed=1), small(seed=2), small(optimizer={"learning_rate": 1e30})]
-    whole, dead, faulty, diverged = run_all(configs, work, engine="ray")
+    whole, dead, faulty, diverged = run_configs(configs, work, engine="ray")
     assert whole.error is None
     assert dead.error.startswith("lost 3 times in a row: ")
     assert faulty.error == "ValueError: of some library"
@@ -165,17 +169,17 @@ def test_a_run_that_fails_takes_no_other_with_it(cluster, work, small, monkeypat
 
 def test_a_cluster_that_is_too_small_or_not_there(cluster, work, small, monkeypatch):
     with pytest.raises(UsageError, match="no node of the cluster has 64 of a CPU for a run"):
-        run_all([small()], work, engine="ray", resources=Resources(threads=64))
+        run_configs([small()], work, engine="ray", resources=Resources(threads=64))
     with pytest.raises(UsageError, match=r"no node of the cluster has 1 of a CPU and 0\.5 of a GPU for a run"):
-        run_all([small()], work, engine="ray", resources=Resources(gpus=0.5))
+        run_configs([small()], work, engine="ray", resources=Resources(gpus=0.5))
     with pytest.raises(UsageError, match=r"a run on CUDA needs resources\.gpus"):
-        run_all([small(device="cuda")], work, engine="ray")
+        run_configs([small(device="cuda")], work, engine="ray")
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
     for address in (f"127.0.0.1:{port}", "nowhere.invalid:1", "127.0.0.1:x"):
-        with pytest.raises(UsageError, match=f"--address {address}: no Ray cluster is to be had there"):
-            run_all([small()], work, engine="ray", address=address)
+        with pytest.raises(UsageError, match=f"--address {address}: no Ray cluster answers there"):
+            run_configs([small()], work, engine="ray", address=address)
     with pytest.raises(ValidationError, match="must be a whole number, or a share of one"):
         Resources(gpus=1.5)
 
@@ -184,11 +188,11 @@ def test_what_cannot_be_read_here_is_one_run_s_error(cluster, work, small):
     config = small()
     (cut,) = [train(config, runs_dir=work.runs_dir)]
 
-    def remove(news) -> None:
+    def remove(update) -> None:
         shutil.rmtree(cut.path, ignore_errors=True)
 
-    (outcome,) = run_all([config], work, engine="ray", watch=remove)
-    assert outcome.error == f"{cut.path}/.lock: No such file or directory"
+    (result,) = run_configs([config], work, engine="ray", callback=remove)
+    assert result.error == f"{cut.path}/.lock: No such file or directory"
 
 
 def test_a_run_that_goes_on_under_other_conditions_says_so_and_its_images_come_along(
@@ -202,40 +206,96 @@ def test_a_run_that_goes_on_under_other_conditions_says_so_and_its_images_come_a
     (cut,) = list_runs(work.runs_dir)
     save_checkpoint(cut.last, replace(load_checkpoint(cut.last), conditions={"torch": "1.0"}))
     with pytest.warns(ReproducibilityWarning, match=r"torch 1\.0 before"):
-        (outcome,) = run_all([config], work, engine="ray")
-    assert outcome.error is None
-    assert outcome.run.environment["data_sha256"] == hashlib.sha256((tmp_path / "faces.npz").read_bytes()).hexdigest()
+        (result,) = run_configs([config], work, engine="ray")
+    assert result.error is None
+    assert result.run.environment["data_sha256"] == hashlib.sha256((tmp_path / "faces.npz").read_bytes()).hexdigest()
 
 
-def test_a_leg_ends_some_seconds_after_its_first_step(monkeypatch):
+def test_a_slice_ends_some_seconds_after_its_first_step(monkeypatch):
     now = iter([100.0, 100.0, 101.0, 102.5])
-    monkeypatch.setattr(legs.time, "monotonic", lambda: next(now))
-    after = legs.After(2.0)
+    monkeypatch.setattr(ray_worker.time, "monotonic", lambda: next(now))
+    after = ray_worker.After(2.0)
     next(now)
     assert [after(), after(), after()] == [False, False, True]
 
 
-def test_what_killed_legs_left_on_a_node_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(legs.tempfile, "tempdir", str(tmp_path))
-    left = tmp_path / "vaecli-leg-left"
+def test_what_killed_slices_left_on_a_node_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_worker.tempfile, "tempdir", str(tmp_path))
+    left = ray_worker.node_directory() / "slice-left"
     (left / "runs").mkdir(parents=True)
-    with legs.scratch() as one:
+    with ray_worker.scratch() as one:
         assert not left.exists()
-        with legs.scratch() as other:
+        with ray_worker.scratch() as other:
             assert one.is_dir()
             assert other != one
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in ray_worker.node_directory().iterdir()] == [LOCK]
 
 
 def test_images_that_a_node_does_not_have_are_brought_to_it(cluster, faces, tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "_stand_ins", {})
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr(legs.tempfile, "tempdir", None)
+    monkeypatch.setattr(ray_worker.tempfile, "tempdir", None)
     content, images = faces.read_bytes(), sources.load_array(str(faces)).pixels
     sha256 = hashlib.sha256(content).hexdigest()
     reference = ray.put(np.frombuffer(content, np.uint8))
     faces.unlink()
-    legs.have_array(str(faces), sha256, reference)
-    assert (tmp_path / f"vaecli-{sha256}.npz").read_bytes() == content
+    ray_worker.fetch_array(str(faces), sha256, reference)
+    copy = ray_worker.node_directory() / f"{sha256}.npz"
+    assert copy.read_bytes() == content
     assert (sources.load_array(str(faces)).pixels == images).all()
     assert sources.fingerprint(str(faces)) == sha256
+
+
+def test_a_copy_of_other_content_under_the_right_name_is_not_trusted(cluster, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(sources, "_stand_ins", {})
+    monkeypatch.setattr(ray_worker.tempfile, "tempdir", str(tmp_path))
+    content = faces.read_bytes()
+    sha256 = hashlib.sha256(content).hexdigest()
+    copy = ray_worker.node_directory() / f"{sha256}.npz"
+    copy.write_bytes(b"something else")
+    faces.unlink()
+    ray_worker.fetch_array(str(faces), sha256, ray.put(np.frombuffer(content, np.uint8)))
+    assert copy.read_bytes() == content
+
+
+def test_a_directory_that_others_can_write_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_worker.tempfile, "tempdir", str(tmp_path))
+    ray_worker.node_directory().chmod(0o777)
+    with pytest.raises(VaecliError, match="can be written by others, or belongs to another user"):
+        ray_worker.node_directory()
+
+
+SCRATCH = """
+import sys, tempfile
+tempfile.tempdir = sys.argv[1]
+from vaecli.sweeps.ray_worker import scratch
+for _ in range(40):
+    with scratch() as directory:
+        (directory / "runs").mkdir()
+        (directory / "runs" / "file").write_text("x")
+        assert (directory / "runs" / "file").read_text() == "x"
+"""
+
+
+def test_slices_that_begin_at_once_do_not_remove_each_other(tmp_path):
+    """Each makes forty directories and looks for those that were left over, as fast as it can."""
+    processes = [
+        subprocess.Popen([sys.executable, "-c", SCRATCH, tmp_path], stderr=subprocess.PIPE, text=True) for _ in range(4)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+
+
+def test_what_ray_prints_stays_off_stdout(cluster, work, small, capsys):
+    """It tells of nodes that died on the driver's stdout, which is for results."""
+    from ray._private.worker import print_to_stdstream  # noqa: PLC0415 (as its listener does)
+
+    def stop() -> bool:
+        print_to_stdstream({"lines": ["a node died"], "pid": "raylet", "is_err": False}, ignore_prefix=False)
+        return False
+
+    run_configs([small(training={"epochs": 1})], work, engine="ray", stop=stop)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "a node died" in printed.err

@@ -12,18 +12,20 @@ import pytest
 import torch
 import yaml
 
+from evaluations import metrics
 from identical import traces
 from vaecli.config.loading import dump_config
-from vaecli.config.schema import Config
-from vaecli.config.settings import label, setting
+from vaecli.config.schema import Config, EvaluationSpec, Resources, describe_settings, get_setting
 from vaecli.devices import prefer_gpu
 from vaecli.errors import ConfigError, UsageError, VaecliError
-from vaecli.reports.sweepreport import write_sweep_report
+from vaecli.evaluation import evaluate
+from vaecli.files import lock
+from vaecli.reports.report import write_report
 from vaecli.runs.run import list_runs
-from vaecli.sweeps import local as pool
-from vaecli.sweeps.execution import run_all
-from vaecli.sweeps.jobs import JobOptions, JobResult, Resources, done_before, tasks
-from vaecli.sweeps.sweep import Swept, load_sweep, run_sweep
+from vaecli.sweeps import local
+from vaecli.sweeps.execution import compare, run_configs, run_sweep
+from vaecli.sweeps.jobs import finished_result
+from vaecli.sweeps.sweep import JobOptions, JobResult, SweepResult, load_sweep, plan_jobs
 from vaecli.training.loop import train
 
 
@@ -41,13 +43,14 @@ def write(tmp_path, small):
     return spec
 
 
+QUICK = EvaluationSpec(k=2, binarised=False)
 GRID = {"model.latent_dim": [1, 2], "seed": [0, 1]}
 
 
 def test_every_combination_and_the_points_beside_them(write):
     sweep = load_sweep(write(grid=GRID, points=[{"model.hidden_dim": [6, 5]}, {"model.latent_dim": 1, "seed": 0}]))
     assert sweep.keys == ("model.latent_dim", "seed", "model.hidden_dim")
-    assert [label(config, sweep.keys) for config in sweep.configs] == [
+    assert [describe_settings(config, sweep.keys) for config in sweep.configs] == [
         "latent_dim 1, seed 0, hidden_dim 8",
         "latent_dim 1, seed 1, hidden_dim 8",
         "latent_dim 2, seed 0, hidden_dim 8",
@@ -85,16 +88,16 @@ def test_specs_that_are_none(write, values, what):
 
 
 def test_a_sweep_runs_what_is_missing_and_writes_its_results(write, tmp_path):
-    news: list = []
+    updates: list = []
     sweep = load_sweep(write(grid=GRID))
     out, runs_dir = tmp_path / "out", tmp_path / "runs"
-    swept = run_sweep(sweep, out, runs_dir=runs_dir, watch=news.append)
-    assert [(o.config.model.latent_dim, o.seed) for o in swept.outcomes] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    results = write_sweep_report(swept, out)
+    swept = run_sweep(sweep, out, runs_dir=runs_dir, callback=updates.append)
+    assert [(o.config.model.latent_dim, o.seed) for o in swept.results] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    results = write_report(swept, out)
     with (out / "results.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["model.latent_dim"], row["seed"]) for row in rows] == [("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")]
-    assert float(rows[2]["elbo"]) == results["runs"][2]["elbo"] == swept.outcomes[2].figures["elbo"]
+    assert float(rows[2]["elbo"]) == results["runs"][2]["elbo"] == swept.results[2].metric("elbo")
     html = (out / "report.html").read_text()
     assert html.count("data:image/png;base64,") == 1  # latent_dim; the seed is no axis
     assert (out / "figures" / "by-model.latent_dim.png").read_bytes().startswith(b"\x89PNG")
@@ -104,7 +107,7 @@ def test_a_sweep_runs_what_is_missing_and_writes_its_results(write, tmp_path):
     wider = load_sweep(write(grid=GRID | {"seed": [0, 1, 2]}))
     again = run_sweep(wider, out, runs_dir=runs_dir)
     after = {run.path: run.last.stat().st_mtime_ns for run in list_runs(runs_dir)}
-    assert len(again.outcomes) == len(after) == 6
+    assert len(again.results) == len(after) == 6
     assert before.items() <= after.items()
     with pytest.raises(UsageError, match="holds the results of another sweep"):
         run_sweep(load_sweep(write(grid={"model.latent_dim": [7]})), out, runs_dir=runs_dir)
@@ -114,7 +117,7 @@ def test_a_run_is_the_same_alone_and_in_a_sweep(write, tmp_path, small):
     sweep = load_sweep(write(grid={"model.latent_dim": [2], "seed": [4, 5]}))
     swept = run_sweep(sweep, tmp_path / "out", runs_dir=tmp_path / "runs", jobs=2)
     alone = train(small(training={"epochs": 2}, model={"latent_dim": 2}, seed=5), runs_dir=tmp_path / "alone")
-    together = swept.outcomes[1].run
+    together = swept.results[1].run
     assert [{**row, "seconds": 0} for row in alone.metrics] == [{**row, "seconds": 0} for row in together.metrics]
 
 
@@ -122,11 +125,11 @@ def test_a_failure_leaves_the_others_and_names_the_command(write, tmp_path):
     path = write(grid={"optimizer.learning_rate": [0.001, 1e30]})
     sweep = load_sweep(path)
     swept = run_sweep(sweep, tmp_path / "out", runs_dir=tmp_path / "runs")
-    assert [outcome.error is None for outcome in swept.outcomes] == [True, False]
+    assert [result.error is None for result in swept.results] == [True, False]
     (failed,) = swept.failed
     assert failed.error.startswith("training diverged at step 2")
     assert sweep.command(failed) == f"vae train --config {tmp_path}/base.yaml optimizer.learning_rate=1.0e+30"
-    write_sweep_report(swept, tmp_path / "out")
+    write_report(swept, tmp_path / "out")
     assert "learning_rate 1e+30: training diverged" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -146,8 +149,8 @@ def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on_to_the_same_bit
             kill_workers()
         return False
 
-    outcomes = run_all(
-        configs, JobOptions(tmp_path / "runs", k=2, binarised=False), jobs=2, resources=Resources(), stop=kill_once
+    outcomes = run_configs(
+        configs, JobOptions(tmp_path / "runs", evaluation=QUICK), jobs=2, resources=Resources(), stop=kill_once
     )
     assert killed
     assert [outcome.error for outcome in outcomes] == [None] * 3
@@ -176,8 +179,8 @@ def test_a_run_that_kills_its_process_fails_alone(small, tmp_path):
         return False
 
     configs = [small(seed=seed, training={"epochs": 3000 if seed == 0 else 2}) for seed in range(2)]
-    work = JobOptions(tmp_path / "runs", k=2, binarised=False)
-    first, second = run_all(configs, work, jobs=2, resources=Resources(), stop=kill_always)
+    work = JobOptions(tmp_path / "runs", evaluation=QUICK)
+    first, second = run_configs(configs, work, jobs=2, resources=Resources(), stop=kill_always)
     assert first.error == "its process was killed twice"
     assert second.error is None
 
@@ -187,31 +190,29 @@ def _fail(*arguments: object) -> None:
 
 
 def test_processes_that_cannot_begin_are_an_error_and_no_endless_loop(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(pool, "_start_worker", _fail)
+    monkeypatch.setattr(local, "_start_worker", _fail)
     configs = [small(seed=seed) for seed in range(2)]
-    with pytest.raises(VaecliError, match="end as soon as they begin; try --jobs 1"):
-        run_all(configs, JobOptions(tmp_path / "runs"), jobs=2)
+    with pytest.raises(VaecliError, match="end as soon as they start; try --jobs 1"):
+        run_configs(configs, JobOptions(tmp_path / "runs"), jobs=2)
 
 
 def test_settings_by_their_keys():
     config = Config()
-    assert setting(config, "model.hidden_dim") == 500
-    assert setting(config, "seed") == 0
-    assert label(config, ("model.decoder", "objective.L")) == "decoder bernoulli, L 1"
+    assert get_setting(config, "model.hidden_dim") == 500
+    assert get_setting(config, "seed") == 0
+    assert describe_settings(config, ("model.decoder", "objective.L")) == "decoder bernoulli, L 1"
 
 
 def test_a_plot_has_a_line_for_every_choice_and_a_chart_for_every_support(write, tmp_path):
     sweep = load_sweep(
         write(grid={"model.decoder": ["bernoulli", "gaussian"], "model.latent_dim": [1, 16], "seed": [0, 1]})
     )
-    outcomes = []
-    for config in sweep.configs:
-        figures = dict.fromkeys(("bits_per_dim", "binarised_nll", "pixels_at_floor", "binarised_is_loose", "caveat"))
-        figures |= {"elbo": -100.0 + config.seed, "observed": "x", "effective_sample_size": 9, "active_units": 16,
-                    "kl_per_dimension": [1.0]}  # fmt: skip
-        outcomes.append(JobResult(config, None, figures))
-    results = write_sweep_report(Swept(sweep, tuple(outcomes)), tmp_path)
-    assert [run["elbo"] for run in results["runs"]] == [-100.0, -99.0] * 4
+    results = tuple(
+        JobResult(config, None, metrics(elbo=-100.0 + config.seed, effective_sample_size=9.0, active_units=16))
+        for config in sweep.configs
+    )
+    written = write_report(SweepResult(sweep, results), tmp_path)
+    assert [run["elbo"] for run in written["runs"]] == [-100.0, -99.0] * 4
     content = (tmp_path / "report.md").read_text()
     assert content.count("### ") == 2
     assert "| bernoulli | 1 | 2 | -99.50 ± 6.35 |" in content  # t interval of -100 and -99: 12.706 · 0.5
@@ -219,25 +220,25 @@ def test_a_plot_has_a_line_for_every_choice_and_a_chart_for_every_support(write,
 
 
 def test_what_is_done_already_is_told_at_once_and_starts_nothing(small, tmp_path, monkeypatch):
-    work = JobOptions(tmp_path / "runs", k=2, binarised=False)
+    work = JobOptions(tmp_path / "runs", evaluation=QUICK)
     configs = [small(seed=0), small(seed=1, data={"validation": 0})]
-    first = run_all(configs, work)
-    monkeypatch.setattr("vaecli.sweeps.local.complete_together", None)
+    first = run_configs(configs, work)
+    monkeypatch.setattr("vaecli.sweeps.execution.run_jobs", None)
     monkeypatch.setattr("vaecli.sweeps.local.ProcessPoolExecutor", None)
-    assert run_all(configs, work, jobs=2) == first
+    assert run_configs(configs, work, jobs=2) == first
     assert all(outcome.error is None for outcome in first)
 
 
 def test_a_known_run_whose_evaluation_is_damaged_or_another_is_not_done(small, tmp_path):
-    config, work = small(), JobOptions(tmp_path / "runs", k=2, binarised=False)
-    (done,) = run_all([config], work)
-    (task,) = tasks([config], work)
-    assert done_before(task) == done
-    assert done_before(replace(task, work=replace(work, k=3))) is None
-    assert done_before(replace(task, known=None)) is None
-    evaluation = Path(done.figures["path"])
+    config, work = small(), JobOptions(tmp_path / "runs", evaluation=QUICK)
+    (done,) = run_configs([config], work)
+    (job,) = plan_jobs([config], work)
+    assert finished_result(job) == done
+    assert finished_result(replace(job, options=replace(work, evaluation=EvaluationSpec(k=3)))) is None
+    assert finished_result(replace(job, run=None)) is None
+    evaluation = done.path
     evaluation.write_text(evaluation.read_text()[:-20])
-    assert done_before(task) is None
+    assert finished_result(job) is None
 
 
 @pytest.mark.parametrize(("n_gpus", "chosen"), [(0, []), (1, []), (4, [0, 1, 2, 3, 0, 1])])
@@ -248,3 +249,59 @@ def test_gpus_go_round_among_processes_where_there_are_several(monkeypatch, n_gp
     for number in range(6):
         prefer_gpu(number)
     assert found == chosen
+
+
+def test_a_metric_that_is_not_finite_is_a_failure_of_that_run_alone(small, tmp_path, monkeypatch):
+    """As where one image has no mass under the model: the others go on, and the report is written."""
+    weigh = evaluate._weigh
+
+    def spoil(vae, batch, work, *rest):
+        weighted = weigh(vae, batch, work, *rest)
+        lost = float("inf") if work.config.seed == 1 else 0.0
+        return weighted._replace(log_likelihood=weighted.log_likelihood - lost)
+
+    monkeypatch.setattr(evaluate, "_weigh", spoil)
+    base = small(training={"epochs": 1})
+    found = compare(base, ["bernoulli"], 3, tmp_path / "out", runs_dir=tmp_path / "runs", k=2)
+    assert [result.error is None for result in found.results] == [True, False, True]
+    assert "not finite: elbo" in found.failed[0].error
+    write_report(found, tmp_path / "out")
+    assert "seed 1: " in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_damaged_evaluation_is_made_again(small, tmp_path):
+    config, options = small(), JobOptions(tmp_path / "runs", evaluation=QUICK)
+    (done,) = run_configs([config], options)
+    whole = done.path.read_text()
+    done.path.write_text(whole[:100])
+    (again,) = run_configs([config], options)
+    assert again == done
+    assert done.path.read_text() == whole
+
+
+def test_old_names_of_resources_are_answered_with_the_new_ones(write):
+    for old, new in (("seconds_per_delivery", "sync_interval"), ("together", "replicates")):
+        with pytest.raises(ConfigError, match=rf"resources\.{old}: unknown key; it is now called resources\.{new}"):
+            load_sweep(write(grid=GRID, resources={old: 3}))
+
+
+def test_a_directory_in_use_is_left_alone(write, tmp_path):
+    sweep, out = load_sweep(write(grid=GRID)), tmp_path / "out"
+    out.mkdir()
+    with lock(out / ".lock"), pytest.raises(UsageError, match="another process is writing its results there"):
+        run_sweep(sweep, out, runs_dir=tmp_path / "runs")
+    assert not list_runs(tmp_path / "runs")
+
+
+def test_a_manifest_of_an_earlier_version_is_refused_or_read(write, tmp_path):
+    """Sweeps had fewer keys for the evaluation; comparisons had the base and the decoders."""
+    sweep, out = load_sweep(write(grid=GRID)), tmp_path / "out"
+    run_sweep(sweep, out, runs_dir=tmp_path / "runs")
+    manifest = json.loads((out / "sweep.json").read_text())
+    (out / "sweep.json").write_text(json.dumps(manifest | {"evaluation": {"k": 3, "binarised": False}}))
+    run_sweep(sweep, out, runs_dir=tmp_path / "runs")
+    (out / "sweep.json").write_text(
+        json.dumps({"base": {}, "data_sha256": None, "k": 3, "members": [["bernoulli", 0]]})
+    )
+    with pytest.raises(UsageError, match="was written by an earlier version; name another directory with --out"):
+        run_sweep(sweep, out, runs_dir=tmp_path / "runs")

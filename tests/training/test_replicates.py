@@ -6,13 +6,15 @@ import pytest
 import torch
 
 from identical import traces
+from vaecli.config.schema import EvaluationSpec, Resources
 from vaecli.devices import REPLICATES
 from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError, ReproducibilityWarning, VaecliError
 from vaecli.runs.checkpoint import load_checkpoint
 from vaecli.runs.run import list_runs
-from vaecli.sweeps import local as pool
-from vaecli.sweeps.execution import run_all
-from vaecli.sweeps.jobs import Job, JobOptions, Resources, complete_together, tasks
+from vaecli.sweeps import local
+from vaecli.sweeps.execution import run_configs
+from vaecli.sweeps.jobs import run_jobs
+from vaecli.sweeps.sweep import Job, JobOptions, plan_jobs
 from vaecli.training.accelerate import VmappedStep
 from vaecli.training.loop import resume, train
 from vaecli.training.optimizers import Optimizer
@@ -21,6 +23,7 @@ from vaecli.training.session import Controls, resume_session, start_session
 from vaecli.training.stopping import Limit
 
 SEEDS = (0, 1, 5)
+QUICK = EvaluationSpec(k=2, binarised=False)
 
 
 @pytest.fixture
@@ -125,18 +128,18 @@ def test_out_of_memory_is_every_runs_failure_and_names_the_remedy(seeds, tmp_pat
 def test_one_that_cannot_begin_and_one_that_is_done_leave_the_others(seeds, tmp_path):
     configs = [*seeds(), seeds()[0].model_copy(update={"seed": 9, "device": "cuda:77"})]
     done = train(configs[0], runs_dir=tmp_path)
-    outcomes = complete_together(tasks(configs, JobOptions(tmp_path, k=2, binarised=False)))
-    assert [outcome.error is None for outcome in outcomes] == [True, True, True, False]
-    assert "cuda:77 is not there" in outcomes[3].error
-    assert outcomes[0].run.path == done.path
-    assert [outcome.run.status["state"] for outcome in outcomes[:3]] == ["completed"] * 3
+    results = run_jobs(plan_jobs(configs, JobOptions(tmp_path, evaluation=QUICK)))
+    assert [result.error is None for result in results] == [True, True, True, False]
+    assert "cuda:77 is not there" in results[3].error
+    assert results[0].run.path == done.path
+    assert [result.run.status["state"] for result in results[:3]] == ["completed"] * 3
 
 
 def test_a_stop_ends_all_of_them(seeds, tmp_path):
     polls = iter(range(10**9))
-    planned = tasks(seeds(training={"epochs": 300}), JobOptions(tmp_path, k=2, binarised=False))
+    planned = plan_jobs(seeds(training={"epochs": 300}), JobOptions(tmp_path, evaluation=QUICK))
     with pytest.raises(InterruptedRunError):
-        complete_together(planned, lambda: next(polls) > 40)
+        run_jobs(planned, lambda: next(polls) > 40)
     assert [run.status["state"] for run in list_runs(tmp_path)] == ["interrupted"] * 3
 
 
@@ -157,27 +160,27 @@ def test_on_cuda_the_seeds_of_a_config_are_trained_together(small, monkeypatch, 
     configs += [small(seed=6), small(seed=7)]  # on the CPU
     planned = {i: Job(config, None, JobOptions(tmp_path)) for i, config in enumerate(configs)}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pool.in_groups(planned, at_most, jobs) == groups
+    assert local.group_replicates(planned, at_most, jobs) == groups
 
 
 def test_where_there_is_no_such_device_every_run_says_so_for_itself(small, tmp_path):
     planned = {i: Job(small(device="cuda:77", seed=i), None, JobOptions(tmp_path)) for i in range(2)}
-    assert pool.in_groups(planned, 16, 1) == [(0,), (1,)]
+    assert local.group_replicates(planned, 16, 1) == [(0,), (1,)]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_many_runs_go_in_groups_to_the_same_ends(small, tmp_path, monkeypatch, jobs):
     configs = [small(seed=seed, training={"epochs": 2}) for seed in range(5)]
-    work = JobOptions(tmp_path / "alone", k=2, binarised=False)
-    alone = run_all(configs, work)
-    monkeypatch.setattr(pool, "_is_cuda", lambda device: True)
-    together = run_all(
-        configs, replace(work, runs_dir=tmp_path / "together"), jobs=jobs, resources=Resources(together=3)
+    work = JobOptions(tmp_path / "alone", evaluation=QUICK)
+    alone = run_configs(configs, work)
+    monkeypatch.setattr(local, "_is_cuda", lambda device: True)
+    together = run_configs(
+        configs, replace(work, runs_dir=tmp_path / "together"), jobs=jobs, resources=Resources(replicates=3)
     )
-    assert [outcome.seed for outcome in together] == list(range(5))
+    assert [result.seed for result in together] == list(range(5))
     for one, other in zip(alone, together, strict=True):
         assert other.error is None
-        assert other.figures["elbo"] == pytest.approx(one.figures["elbo"], abs=1e-3)
+        assert other.metric("elbo") == pytest.approx(one.metric("elbo"), abs=1e-3)
         assert load_checkpoint(other.run.last).conditions[REPLICATES] == ("2" if one.seed > 2 else "3")
 
 
@@ -185,5 +188,5 @@ def test_an_error_of_any_kind_is_told_in_words(seeds, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "vaecli.training.session.start_session", lambda *arguments, **more: (_ for _ in ()).throw(VaecliError("no"))
     )
-    outcomes = complete_together(tasks(seeds(), JobOptions(tmp_path, k=2)))
-    assert [outcome.error for outcome in outcomes] == ["no"] * 3
+    results = run_jobs(plan_jobs(seeds(), JobOptions(tmp_path, evaluation=QUICK)))
+    assert [result.error for result in results] == ["no"] * 3

@@ -13,7 +13,7 @@ def test_durations(text, seconds):
 
 @pytest.mark.parametrize("text", ["", "h", "0", "-5s", "2 hours", "1h 30m", "nan", "1e3", "9999999d"])
 def test_what_is_no_duration(text):
-    with pytest.raises(UsageError, match="is no duration; write 90s, 45m, 2h, 1h30m or 2d"):
+    with pytest.raises(UsageError, match="is not a duration; write 90s, 45m, 2h, 1h30m or 2d"):
         duration(text)
 
 

@@ -1,11 +1,18 @@
-"""The Typer application, and the options that its commands share."""
+"""The Typer application, the options that its commands share, and what they say of configs."""
 
 import json
+import os
+import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from vaecli.config.schema import Config
 
 app = typer.Typer(
     name="vae",
@@ -31,21 +38,24 @@ Ckpt = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
+SplitName = Annotated[Literal["train", "validation", "test"], typer.Option("--split", help="Which images.")]
 RUNS = Path("runs")
+SOME_FAILED = 5
+"""The exit code where some runs of a sweep failed."""
 
 
 def examples(*commands: str) -> str:
-    """The end of a command's help."""
+    """Format the examples at the end of a command's help."""
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {command}" for command in commands)
 
 
 def note(message: str) -> None:
-    """Say something that is not a result."""
+    """Print something that is not a result, on stderr."""
     print(f"vae: {message}", file=sys.stderr)
 
 
 def result(value: object) -> None:
-    """Print a result: text as it is, anything else as one JSON object."""
+    """Print a result on stdout: text as it is, anything else as one JSON object."""
     if not isinstance(value, str):
         from vaecli.files import finite
 
@@ -62,3 +72,60 @@ def _root(
 
         result(f"vaecli {installed('vaecli')}")
         raise typer.Exit
+
+
+def caveats(configs: "Sequence[Config]", overrides: Sequence[str]) -> list[str]:
+    """Say which settings of some configs have no effect, and what their bounds are not; each once."""
+    notes = [f"{', '.join(keys)}: no effect, {reason}" for reason, keys in _unused(configs, overrides).items()]
+    if any(config.is_relaxed for config in configs):
+        notes.append("data.binarize: none puts grey pixels into a Bernoulli: its bound is relaxed, not a likelihood")
+    for config in [config for config in configs if config.is_ill_posed][:1]:
+        floor = config.model.min_log_sigma
+        limit = "has no upper limit" if floor is None else f"is limited only by model.min_log_sigma: {floor}"
+        notes.append(
+            f"a learned scale on discrete pixels is ill-posed: the bound {limit}; data.dequantize: true mends it"
+        )
+    return notes
+
+
+def _unused(configs: "Sequence[Config]", overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Return the settings that were written and do nothing, by the reason."""
+    from vaecli.config.schema import Config
+
+    default = Config().model_dump()
+    named = {text.partition("=")[0] for text in overrides}
+    reasons: dict[str, list[str]] = {}
+    for config in configs:
+        written = config.model_dump()
+        for key, reason in config.unused_settings.items():
+            section, _, name = key.partition(".")
+            if (key in named or written[section][name] != default[section][name]) and key not in reasons.get(
+                reason, []
+            ):
+                reasons.setdefault(reason, []).append(key)
+    return reasons
+
+
+class StopOnSignal:
+    """Answer whether SIGINT or SIGTERM has come; the second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signalled = False
+
+    def __enter__(self) -> "StopOnSignal":
+        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Return whether to stop."""
+        return self.signalled
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self.signalled:
+            os._exit(130)
+        self.signalled = True
+        note("stopping; once more to leave at once")

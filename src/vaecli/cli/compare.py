@@ -6,12 +6,24 @@ from typing import Annotated
 
 import typer
 
-from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, app, examples, note, result
-from vaecli.cli.caveats import caveats
-from vaecli.cli.train import StopOnSignal
-from vaecli.errors import UsageError
+from vaecli.cli.app import (
+    RUNS,
+    SOME_FAILED,
+    DataDir,
+    Json,
+    Quiet,
+    RunsDir,
+    StopOnSignal,
+    app,
+    caveats,
+    examples,
+    note,
+    result,
+)
+from vaecli.errors import UsageError, suggest
 
-SOME_FAILED = 5
+TUTORIAL = ("gaussian", "i-gaussian", "bernoulli")
+"""The decoders that the usual tutorial compares."""
 
 
 @app.command(
@@ -45,31 +57,33 @@ def compare_decoders(
     base = load_config(config, settings or [])
     names = _names(decoders)
     directory = out or runs_dir / "comparisons" / (base.name or "default")
-    from vaecli.cli.progress import board
-    from vaecli.sweeps.comparison import compare, member
+    from vaecli.cli.progress import show_sweep
+    from vaecli.config.schema import EvaluationSpec
+    from vaecli.sweeps.execution import compare
+    from vaecli.sweeps.sweep import comparison
 
     silent = quiet or as_json
-    for caveat in [] if silent else caveats([member(base, name, base.seed) for name in names], settings or []):
+    planned = comparison(base, names, 1, EvaluationSpec(k=k))
+    for caveat in [] if silent else caveats(planned.configs, settings or []):
         note(caveat)
     if jobs > (os.cpu_count() or 1):
         note(f"--jobs {jobs}: there are {os.cpu_count()} cores")
-    with StopOnSignal() as stop, board(("model.decoder", "seed"), quiet=silent) as watch:
-        compared = compare(
+    with StopOnSignal() as stop, show_sweep(planned.keys, quiet=silent) as callback:
+        found = compare(
             base, names, seeds, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, k=k,
-            watch=watch, stop=stop,
+            callback=callback, stop=stop,
         )  # fmt: skip
     from vaecli.reports.report import write_report
 
-    results = write_report(compared, directory)
+    results = write_report(found, directory)
     result(results if as_json else str(directory / "report.html"))
-    if compared.failed:
-        note(f"{len(compared.failed)} of {len(compared.outcomes)} runs failed; the report says which")
+    if found.failed:
+        note(f"{len(found.failed)} of {len(found.results)} runs failed; the report says which")
         raise typer.Exit(SOME_FAILED)
 
 
 def _names(decoders: str | None) -> list[str]:
     from vaecli.config.likelihoods import LIKELIHOODS
-    from vaecli.sweeps.comparison import TUTORIAL
 
     if decoders is None:
         return list(TUTORIAL)
@@ -78,5 +92,5 @@ def _names(decoders: str | None) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in decoders.split(",")))
     unknown = [name for name in names if name not in LIKELIHOODS]
     if unknown:
-        raise UsageError(f"--decoders: {', '.join(map(repr, unknown))}: not known; known: {', '.join(LIKELIHOODS)}")
+        raise UsageError(f"--decoders: {unknown[0]!r} is not a decoder; {suggest(unknown[0], LIKELIHOODS)}")
     return names

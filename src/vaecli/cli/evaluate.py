@@ -1,14 +1,13 @@
-"""`vae evaluate`: the figures of a run on held-out images."""
+"""`vae evaluate`: the metrics of a run on held-out images."""
 
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vaecli.cli.app import RUNS, Ckpt, DataDir, Json, Quiet, RunsDir, app, examples, note, result
-from vaecli.cli.generate import SplitName
+from vaecli.cli.app import RUNS, Ckpt, DataDir, Json, Quiet, RunsDir, SplitName, app, examples, note, result
 
 if TYPE_CHECKING:
-    from vaecli.evaluation.evaluate import Evaluation
+    from vaecli.evaluation.result import Evaluation
 
 
 @app.command(
@@ -23,9 +22,9 @@ def evaluate(
     k: Annotated[int, typer.Option("--k", min=1, max=10_000_000, help="Importance samples per image.")] = 5000,
     split: SplitName = "test",
     limit: Annotated[int | None, typer.Option("--limit", min=2, help="Only the first so many images.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of evaluation's own noise.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of evaluation's own random numbers.")] = 0,
     binarised: Annotated[
-        bool, typer.Option("--binarised/--no-binarised", help="Cross the bridge to binarised images as well.")
+        bool, typer.Option("--binarised/--no-binarised", help="Evaluate the likelihood of binarised images as well.")
     ] = True,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     data_dir: DataDir = None,
@@ -33,27 +32,27 @@ def evaluate(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Evaluate a run: bounds, evidence, diagnostics, and figures that mean the same for every decoder."""
+    """Evaluate a run: bounds, evidence, diagnostics, and metrics that mean the same for every decoder."""
     from vaecli.runs.run import find_run
 
     run = find_run(ckpt, runs_dir)
     from dataclasses import asdict
 
-    from vaecli.cli.progress import stages
+    from vaecli.cli.progress import show_stages
     from vaecli.evaluation.evaluate import evaluate as evaluate_run
 
     if run.file is None and run.is_training and not quiet:
         note(f"{run.name} is still training: its newest checkpoint is evaluated")
-    with stages(quiet=quiet or as_json) as report:
+    with show_stages(quiet=quiet or as_json) as callback:
         found = evaluate_run(
             run, k=k, split=split, limit=limit, seed=seed, binarised=binarised,
-            device=device, data_dir=data_dir, report=report,
+            device=device, data_dir=data_dir, callback=callback,
         )  # fmt: skip
-    result(asdict(found) if as_json else table(found))
+    result(asdict(found) if as_json else table(found, run.config.model.latent_dim))
 
 
-def table(found: "Evaluation") -> str:
-    """The figures in lines, with their units and errors."""
+def table(found: "Evaluation", latent_dim: int) -> str:
+    """Format the metrics in lines, with their units and errors."""
     caveat = f"  ({found.caveat})" if found.caveat else ""
     terms = f"{found.log_likelihood:.2f} - {found.kl:.2f}"
     errors = f"Monte-Carlo error {found.log_evidence_mc_se:.3f}; effective samples {found.effective_sample_size:.1f}"
@@ -76,7 +75,7 @@ def table(found: "Evaluation") -> str:
         )
     lines += [
         f"mean squared error    {found.mean_squared_error:.5f}",
-        f"active latent units   {found.active_units} of {len(found.kl_per_dimension)}",
+        f"active latent units   {found.active_units} of {latent_dim}",
     ]
     if found.pixels_at_floor is not None:
         lines.append(f"scales at the floor   {100 * found.pixels_at_floor:.1f} %")

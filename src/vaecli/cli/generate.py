@@ -1,17 +1,15 @@
 """`vae sample`, `vae reconstruct` and `vae encode`: what a trained VAE does with images."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vaecli.cli.app import RUNS, Ckpt, DataDir, RunsDir, app, examples, result
+from vaecli.cli.app import RUNS, Ckpt, DataDir, RunsDir, SplitName, app, examples, result
 from vaecli.errors import UsageError, VaecliError
 
 if TYPE_CHECKING:
     from vaecli.runs.run import Run
-
-SplitName = Annotated[Literal["train", "validation", "test"], typer.Option("--split", help="Which images.")]
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""How training is watched: a progress bar on a terminal, plain lines into a pipe."""
+"""Showing progress: bars and tables on a terminal, plain lines into a pipe; always on stderr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vaecli.config.settings import label
+from vaecli.config.schema import describe_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -16,83 +16,83 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from vaecli.runs.run import Run
-    from vaecli.sweeps.jobs import JobResult
-    from vaecli.sweeps.news import News, Watch
+    from vaecli.sweeps.sweep import JobResult, SweepCallback, SweepUpdate
     from vaecli.training.recorder import TrainingUpdate
 
 SECONDS_PER_LINE = 5.0
-ROWS_OF_RUNS = 12
-"""Of those that run; a table must fit a terminal."""
+MAX_RUNNING = 12
+"""Running jobs that the table of a sweep lists: it must fit a terminal."""
 
 
-class Watcher:
-    """Takes the news of a run; this one keeps quiet."""
+class Silent:
+    """Follow a run without showing anything."""
 
     run: Run | None = None
+    """The run, once it has begun."""
 
-    def __call__(self, report: TrainingUpdate) -> None:
-        """Remember which run it is about."""
-        self.run = report.run
+    def __call__(self, update: TrainingUpdate) -> None:
+        """Remember which run it is."""
+        self.run = update.run
 
 
-class Lines(Watcher):
-    """One plain line for each epoch."""
+class Lines(Silent):
+    """Print one plain line for each epoch."""
 
-    def __call__(self, report: TrainingUpdate) -> None:
+    def __call__(self, update: TrainingUpdate) -> None:
         """Print the end of an epoch."""
-        super().__call__(report)
-        if report.ended:
-            print(epoch_line(report), file=sys.stderr, flush=True)
+        super().__call__(update)
+        if update.ended:
+            print(epoch_line(update), file=sys.stderr, flush=True)
 
 
-class Bar(Watcher):
-    """A bar that moves within the epoch, with a line above it for each epoch that has ended."""
+class Bar(Silent):
+    """Move a bar within the epoch, and print a line above it for each epoch that has ended."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: TaskID | None = None
 
-    def __call__(self, report: TrainingUpdate) -> None:
+    def __call__(self, update: TrainingUpdate) -> None:
         """Move the bar."""
-        super().__call__(report)
-        total = report.config.training.epochs * report.steps
-        done = (report.epoch - 1) * report.steps + report.step
+        super().__call__(update)
+        total = update.config.training.epochs * update.steps
+        done = (update.epoch - 1) * update.steps + update.step
         if self._task is None:
-            self._task = self._progress.add_task("", total=total, figures="")
-        caveat = f"({report.config.caveat})  " if report.config.caveat else ""
-        figures = (
-            f"ELBO {report.elbo:.2f} = {report.log_likelihood:.2f} - {report.kl:.2f} nats  {caveat}"
-            f"{report.images_per_second:,.0f} images/s  {clock(report.seconds_left)} left"
+            self._task = self._progress.add_task("", total=total, metrics="")
+        caveat = f"({update.config.caveat})  " if update.config.caveat else ""
+        metrics = (
+            f"ELBO {update.elbo:.2f} = {update.log_likelihood:.2f} - {update.kl:.2f} nats  {caveat}"
+            f"{update.images_per_second:,.0f} images/s  {clock(update.seconds_left)} left"
         )
-        epoch = f"epoch {report.epoch}/{report.config.training.epochs}"
-        self._progress.update(self._task, completed=done, total=total, description=epoch, figures=figures)
-        if report.ended:
-            self._progress.console.print(epoch_line(report), highlight=False)
+        epoch = f"epoch {update.epoch}/{update.config.training.epochs}"
+        self._progress.update(self._task, completed=done, total=total, description=epoch, metrics=metrics)
+        if update.ended:
+            self._progress.console.print(epoch_line(update), highlight=False)
 
 
 @contextmanager
-def display(*, quiet: bool) -> Iterator[Watcher]:
-    """The watcher that suits where stderr goes."""
+def show_training(*, quiet: bool) -> Iterator[Silent]:
+    """Show how a run goes on, in the way that suits stderr."""
     if quiet:
-        yield Watcher()
+        yield Silent()
     elif not sys.stderr.isatty():
         yield Lines()
     else:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[figures]}"))
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[metrics]}"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             yield Bar(progress)
 
 
 @contextmanager
-def stages(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Takes what is done, and how much of how much is done: a bar on a terminal, now and then a line in a pipe."""
+def show_stages(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Show stages, how much of each is done and of how much: a bar on a terminal, now and then a line in a pipe."""
     if quiet:
-        yield lambda stage, done, total: None  # noqa: ARG005
+        yield lambda *_: None
     elif not sys.stderr.isatty():
-        yield _lines()
+        yield _stage_lines()
     else:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -109,22 +109,37 @@ def stages(*, quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
             yield move
 
 
+def _stage_lines() -> Callable[[str, int, int], None]:
+    printed_at: dict[str, float] = {}
+    began_at: dict[str, float] = {}
+
+    def print_line(stage: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        start = began_at.setdefault(stage, now)
+        if done and (done == total or now - printed_at.get(stage, start) > SECONDS_PER_LINE):
+            printed_at[stage] = now
+            left = (now - start) * (total - done) / done
+            print(f"{stage}: {100 * done // total} %, {clock(left)} left", file=sys.stderr, flush=True)
+
+    return print_line
+
+
 @contextmanager
-def board(keys: Sequence[str], *, quiet: bool) -> Iterator[Watch]:
-    """Shows how many runs have come how far: a line for each that ends, and below them, on a terminal, a table.
+def show_sweep(keys: Sequence[str], *, quiet: bool) -> Iterator[SweepCallback]:
+    """Show how far a sweep has come: a line for each run that ends, and below them, on a terminal, a table.
 
     Args:
         keys: The settings by which the runs are told apart.
         quiet: Show nothing.
     """
+    summary = _SweepSummary(keys)
     if quiet:
-        yield lambda news: None  # noqa: ARG005
+        yield lambda _: None
     elif not sys.stderr.isatty():
-        tally = _Tally(keys)
 
-        def write(news: News) -> None:
-            for line in tally.add(news):
-                print(line + _left(news), file=sys.stderr, flush=True)
+        def write(update: SweepUpdate) -> None:
+            for line in summary.add(update):
+                print(line + _left(update), file=sys.stderr, flush=True)
 
         yield write
     else:
@@ -132,96 +147,86 @@ def board(keys: Sequence[str], *, quiet: bool) -> Iterator[Watch]:
         from rich.live import Live
 
         with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as live:
-            tally = _Tally(keys)
 
-            def draw(news: News) -> None:
-                for line in tally.add(news):
-                    live.console.print(line, highlight=False)
-                live.update(tally.table(news))
+            def draw(update: SweepUpdate) -> None:
+                for line in summary.add(update):
+                    live.console.print(line, highlight=False, markup=False)
+                live.update(summary.table(update))
 
             yield draw
 
 
-class _Tally:
-    """What the outcomes so far come to, counted as they come: there may be very many."""
+class _SweepSummary:
+    """Summarise the results so far, counted as they come: there may be very many."""
 
     def __init__(self, keys: Sequence[str]) -> None:
         self._keys = keys
-        self._told = 0
-        self._failed = 0
+        self._n_shown = 0
+        self._n_failed = 0
         self._best: dict[str, JobResult] = {}
         """The highest ELBO of each support: those of two supports cannot be compared."""
 
-    def add(self, news: News) -> Iterator[str]:
-        """A line for each outcome that is new."""
-        while self._told < len(news.outcomes):
-            outcome = news.outcomes[self._told]
-            self._told += 1
-            self._failed += outcome.error is not None
-            if outcome.error is None:
-                support = outcome.config.model.likelihood.support.value
-                if support not in self._best or outcome.figures["elbo"] > self._best[support].figures["elbo"]:
-                    self._best[support] = outcome
-            yield f"{self._told}/{len(news.configs)}  {_outcome_line(outcome, self._keys)}"
+    def add(self, update: SweepUpdate) -> Iterator[str]:
+        """Yield a line for each result that is new."""
+        while self._n_shown < len(update.results):
+            result = update.results[self._n_shown]
+            self._n_shown += 1
+            self._n_failed += result.error is not None
+            elbo = result.metric("elbo")
+            if elbo is not None:
+                support = result.config.model.likelihood.support.value
+                best = self._best[support].metric("elbo") if support in self._best else None
+                if best is None or elbo > best:
+                    self._best[support] = result
+            yield f"{self._n_shown}/{len(update.configs)}  {self._line(result)}"
 
-    def table(self, news: News) -> Table:
-        """Counts, some of the runs that are being worked on, and the best."""
+    def table(self, update: SweepUpdate) -> Table:
+        """Return counts, some of the runs that are being worked on, and the best."""
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
-        done, running = len(news.outcomes), len(news.running)
-        waiting = len(news.configs) - done - running
-        table.add_row("runs", f"{done} done, {running} running, {waiting} waiting, {self._failed} failed{_left(news)}")
-        for i in news.running[:ROWS_OF_RUNS]:
-            table.add_row("running", label(news.configs[i], self._keys))
-        if running > ROWS_OF_RUNS:
-            table.add_row("", f"and {running - ROWS_OF_RUNS} more")
+        done, running = len(update.results), len(update.running)
+        waiting = len(update.configs) - done - running
+        counts = f"{done} done, {running} running, {waiting} waiting, {self._n_failed} failed{_left(update)}"
+        table.add_row("runs", counts)
+        for i in update.running[:MAX_RUNNING]:
+            table.add_row("running", escape(describe_settings(update.configs[i], self._keys)))
+        if running > MAX_RUNNING:
+            table.add_row("", f"and {running - MAX_RUNNING} more")
         for support, best in self._best.items():
-            table.add_row("best", f"{support}: {_outcome_line(best, self._keys)}")
+            table.add_row("best", escape(f"{support}: {self._line(best)}"))
         return table
 
-
-def _outcome_line(outcome: JobResult, keys: Sequence[str]) -> str:
-    what = outcome.error or f"ELBO {outcome.figures['elbo']:.2f} nats (test)"
-    what += f" ({outcome.figures['caveat']})" if outcome.figures.get("caveat") else ""
-    return f"{label(outcome.config, keys)}: {what}"
-
-
-def _left(news: News) -> str:
-    return "" if news.seconds_left is None else f"  {clock(news.seconds_left)} left"
+    def _line(self, result: JobResult) -> str:
+        if result.evaluation is None:
+            what = result.error or ""
+        else:
+            caveat = f" ({result.config.caveat})" if result.config.caveat else ""
+            what = f"ELBO {result.evaluation.elbo:.2f} nats ({result.evaluation.split}){caveat}"
+        return f"{describe_settings(result.config, self._keys)}: {what}"
 
 
-def _lines() -> Callable[[str, int, int], None]:
-    told: dict[str, float] = {}
-    began: dict[str, float] = {}
-
-    def tell(stage: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        start = began.setdefault(stage, now)
-        if done and (done == total or now - told.get(stage, start) > SECONDS_PER_LINE):
-            told[stage] = now
-            left = (now - start) * (total - done) / done
-            print(f"{stage}: {100 * done // total} %, {clock(left)} left", file=sys.stderr, flush=True)
-
-    return tell
+def _left(update: SweepUpdate) -> str:
+    return "" if update.seconds_left is None else f"  {clock(update.seconds_left)} left"
 
 
-def epoch_line(report: TrainingUpdate) -> str:
-    """The epoch's figures in a line."""
-    width = len(str(report.config.training.epochs))
+def epoch_line(update: TrainingUpdate) -> str:
+    """Format the metrics of an epoch in a line."""
+    width = len(str(update.config.training.epochs))
     line = (
-        f"epoch {report.epoch:{width}}/{report.config.training.epochs}  "
-        f"train ELBO {report.elbo:8.2f} = {report.log_likelihood:8.2f} - {report.kl:5.2f}"
+        f"epoch {update.epoch:{width}}/{update.config.training.epochs}  "
+        f"train ELBO {update.elbo:8.2f} = {update.log_likelihood:8.2f} - {update.kl:5.2f}"
     )
-    if report.validation is not None:
-        bound = report.validation
+    if update.validation is not None:
+        bound = update.validation
         line += f"  validation {bound.elbo:8.2f} = {bound.log_likelihood:8.2f} - {bound.kl:5.2f} nats"
-    line += f"  {report.images_per_second:7,.0f} images/s  {clock(report.seconds_left)} left"
-    return line + (f"  ({report.config.caveat})" if report.config.caveat else "")
+    line += f"  {update.images_per_second:7,.0f} images/s  {clock(update.seconds_left)} left"
+    return line + (f"  ({update.config.caveat})" if update.config.caveat else "")
 
 
 def clock(seconds: float) -> str:
-    """Minutes and seconds, with hours where there are any."""
+    """Format seconds as minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,13 +1,18 @@
-"""`vae runs`: what has been run."""
+"""`vae runs`: list runs, show one, compare the settings of two."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from vaecli.cli.app import RUNS, Json, RunsDir, app, examples, note, result
+from vaecli.errors import UsageError, VaecliError, suggest
+
+if TYPE_CHECKING:
+    from vaecli.runs.run import Run
 
 runs = typer.Typer(
-    help="List runs and show what came of them.",
+    help="List runs, show one, and compare the settings of two.",
     no_args_is_help=True,
     epilog=examples("vae runs ls", "vae runs show 20261122-1431", "vae runs diff 20261122-1431 20261122-1502"),
 )
@@ -33,12 +38,11 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List runs with their best validation ELBO in nats."""
-    from vaecli.config.settings import matches
     from vaecli.runs.run import list_runs
 
     found = [(run, run.status) for run in list_runs(runs_dir)]
     if where:
-        wanted = matches(where)
+        wanted = _filter(where)
         found = [(run, status) for run, status in found if wanted(run)]
     if sort == "elbo":  # bounds of two supports cannot be compared, nor what is no likelihood with what is one
         found.sort(key=lambda pair: (*(pair[1].get(key) or "" for key in ("support", "caveat")), -_best_elbo(pair[1])))
@@ -116,11 +120,11 @@ def diff(
 ) -> None:
     """Show the settings in which two runs differ, and what came of each."""
     from vaecli.config.loading import all_keys
-    from vaecli.config.settings import setting
+    from vaecli.config.schema import get_setting
     from vaecli.runs.run import find_run
 
     pair = [find_run(reference, runs_dir) for reference in (first, second)]
-    values = {key: [setting(run.config, key) for run in pair] for key in all_keys()}
+    values = {key: [get_setting(run.config, key) for run in pair] for key in all_keys()}
     differing = {key: both for key, both in values.items() if both[0] != both[1]}
     best = [(run.status.get("best") or {}) for run in pair]
     if as_json:
@@ -139,10 +143,36 @@ def _best_elbo(status: dict[str, Any]) -> float:
 
 
 def nats(value: float | None) -> str:
-    """A bound as it is shown."""
+    """Format a bound."""
     return "" if value is None else f"{value:.2f}"
 
 
 def figures(bound: dict[str, Any]) -> str:
-    """A bound and its two terms."""
+    """Format a bound and its two terms."""
     return f"ELBO {nats(bound['elbo'])} = {nats(bound['log_likelihood'])} - {nats(bound['kl'])} nats"
+
+
+def _filter(conditions: "Sequence[str]") -> "Callable[[Run], bool]":
+    """Return a test whether a run's config has all of these `KEY=VALUE` settings. Raises UsageError."""
+    import yaml
+
+    from vaecli.config.loading import all_keys
+    from vaecli.config.schema import get_setting
+
+    wanted = {}
+    for text in conditions:
+        key, equals, written = text.partition("=")
+        if not equals or key not in all_keys():
+            raise UsageError(f"{text!r}: is not a KEY=VALUE of a config; {suggest(key, all_keys())}")
+        try:
+            wanted[key] = yaml.safe_load(written)
+        except yaml.YAMLError as error:
+            raise UsageError(f"{text!r}: its value is not valid YAML") from error
+
+    def match(run: "Run") -> bool:
+        try:
+            return all(get_setting(run.config, key) == value for key, value in wanted.items())
+        except VaecliError:
+            return False
+
+    return match

@@ -1,4 +1,4 @@
-"""`vae sweep`: a grid of settings, run and put side by side."""
+"""`vae sweep`: a grid of settings, trained, evaluated and put side by side."""
 
 import os
 from pathlib import Path
@@ -6,10 +6,20 @@ from typing import Annotated, Literal
 
 import typer
 
-from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, app, examples, note, result
-from vaecli.cli.caveats import caveats
-from vaecli.cli.compare import SOME_FAILED
-from vaecli.cli.train import StopOnSignal
+from vaecli.cli.app import (
+    RUNS,
+    SOME_FAILED,
+    DataDir,
+    Json,
+    Quiet,
+    RunsDir,
+    StopOnSignal,
+    app,
+    caveats,
+    examples,
+    note,
+    result,
+)
 from vaecli.errors import UsageError
 
 Engine = Literal["local", "ray"]  # vaecli.sweeps.execution's, which would import pydantic for a page of help
@@ -45,7 +55,8 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Train and evaluate every point of a sweep; what is complete is not done again, what was cut is resumed."""
-    from vaecli.sweeps.sweep import load_sweep, run_sweep
+    from vaecli.sweeps.execution import run_sweep
+    from vaecli.sweeps.sweep import load_sweep
 
     if address is not None and engine != "ray":
         raise UsageError("--address names a Ray cluster; it goes with --engine ray")
@@ -53,37 +64,39 @@ def sweep(
         raise UsageError(f"{spec}: no such sweep; it is a YAML file with a grid of settings")
     planned = load_sweep(spec)
     if dry_run:
-        from vaecli.config.settings import label, setting
+        from vaecli.config.schema import describe_settings, get_setting
 
-        listed = [{key: setting(config, key) for key in planned.keys} for config in planned.configs]
-        result({"runs": listed} if as_json else "\n".join(label(config, planned.keys) for config in planned.configs))
+        if as_json:
+            result({"runs": [{key: get_setting(config, key) for key in planned.keys} for config in planned.configs]})
+        else:
+            result("\n".join(describe_settings(config, planned.keys) for config in planned.configs))
         return
     silent = quiet or as_json
     if not silent:
         for caveat in caveats(planned.configs, planned.keys):
             note(caveat)
-        _announce(len(planned.configs), planned.spec.resources.threads, engine, jobs)
-    from vaecli.cli.progress import board
+        _announce(len(planned.configs), planned.resources.threads, engine, jobs)
+    from vaecli.cli.progress import show_sweep
 
     directory = out or runs_dir / "sweeps" / planned.name
-    with StopOnSignal() as stop, board(planned.keys, quiet=silent) as watch:
-        swept = run_sweep(
+    with StopOnSignal() as stop, show_sweep(planned.keys, quiet=silent) as callback:
+        found = run_sweep(
             planned, directory, runs_dir=runs_dir, data_dir=data_dir, engine=engine, address=address, jobs=jobs,
-            watch=watch, stop=stop,
+            callback=callback, stop=stop,
         )  # fmt: skip
-    from vaecli.reports.sweepreport import write_sweep_report
+    from vaecli.reports.report import write_report
 
-    results = write_sweep_report(swept, directory)
+    results = write_report(found, directory)
     result(results if as_json else str(directory / "report.html"))
-    if swept.failed:
-        note(f"{len(swept.failed)} of {len(swept.outcomes)} runs failed:")
-        for outcome in swept.failed:
-            note(f"  {outcome.error}; again with: {planned.command(outcome)}")
+    if found.failed:
+        note(f"{len(found.failed)} of {len(found.results)} runs failed:")
+        for failed in found.failed:
+            note(f"  {failed.error}; again with: {planned.command(failed)}")
         raise typer.Exit(SOME_FAILED)
 
 
 def _announce(n_runs: int, threads: int | None, engine: Engine, jobs: int | None) -> None:
-    """Say what begins, and whether this machine has the cores for it."""
+    """Say how many runs start, and whether this machine has the cores for it."""
     if engine == "ray":
         note(f"{n_runs} runs on a Ray cluster, each on {_threads(threads or 1)}")
         return

@@ -1,16 +1,12 @@
-"""`vae train`: a new run, or the rest of one."""
+"""`vae train`: train a new run, or resume one."""
 
-import os
 import shlex
-import signal
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, app, examples, note, result
-from vaecli.cli.caveats import caveats
+from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, StopOnSignal, app, caveats, examples, note, result
 from vaecli.errors import InterruptedRunError, UsageError
 
 if TYPE_CHECKING:
@@ -89,10 +85,10 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    from vaecli.cli.progress import display
+    from vaecli.cli.progress import show_training
     from vaecli.training import loop
 
-    with StopOnSignal() as stop, display(quiet=quiet) as watcher:
+    with StopOnSignal() as stop, show_training(quiet=quiet) as progress:
         try:
             if old is None:
                 run = loop.train(
@@ -100,14 +96,14 @@ def _run(
                     runs_dir=runs_dir,
                     data_dir=data_dir,
                     init_from=source,
-                    callback=watcher,
+                    callback=progress,
                     stop=stop,
                     limit=limit,
                 )
             else:
-                run = loop.resume(old, config, data_dir=data_dir, callback=watcher, stop=stop, limit=limit)
+                run = loop.resume(old, config, data_dir=data_dir, callback=progress, stop=stop, limit=limit)
         except InterruptedRunError as error:
-            where = watcher.run or old
+            where = progress.run or old
             hint = "" if where is None else f"; go on with: {_command('vae', 'train', '--resume', where.path)}"
             raise type(error)(f"{error}{hint}") from error
     if as_json:
@@ -119,33 +115,8 @@ def _run(
 
 
 def _command(*words: object) -> str:
-    """A command line that can be copied, whatever is in its paths."""
+    """Quote a command line so that it can be copied, whatever is in its paths."""
     return shlex.join(map(str, words))
-
-
-class StopOnSignal:
-    """Answers whether SIGINT or SIGTERM has come; the second one ends the process at once."""
-
-    def __init__(self) -> None:
-        self.signalled = False
-
-    def __enter__(self) -> "StopOnSignal":
-        self._before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        """Whether to stop."""
-        return self.signalled
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self.signalled:
-            os._exit(130)
-        self.signalled = True
-        note("stopping; once more to leave at once")
 
 
 def _summary(run: "Run") -> None:

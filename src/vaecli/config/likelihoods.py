@@ -9,7 +9,7 @@ from enum import StrEnum
 
 
 class Support(StrEnum):
-    """What x is in p(x|z), for pixels k in 0..255. Numbers of different supports are never ranked together."""
+    """Name what x is in p(x|z), for pixels k in 0..255. Numbers of different supports are never ranked together."""
 
     BINARY = "binary"
     """A mass on b in {0, 1}."""
@@ -21,7 +21,7 @@ class Support(StrEnum):
 
 @dataclass(frozen=True)
 class Likelihood:
-    """A decoder's entry: its class in `vaecli.model.conditionals`, and which `ModelConfig` settings it takes."""
+    """Describe a decoder: its class in `vaecli.model.conditionals`, and which `ModelConfig` settings it takes."""
 
     class_name: str
     support: Support

@@ -15,6 +15,11 @@ from vaecli.errors import ConfigError
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
+RENAMED = {
+    "resources.seconds_per_delivery": "resources.sync_interval",
+    "resources.together": "resources.replicates",
+}
+"""Keys of earlier versions."""
 Model = TypeVar("Model", bound=BaseModel)
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE / "configs", _PACKAGE.parents[1] / "configs")  # an installed wheel, a checkout
@@ -22,7 +27,7 @@ _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
-    """YAML's safe loader, with `1e-3` read as a number as YAML 1.2 does."""
+    """Load YAML safely, and read `1e-3` as a number as YAML 1.2 does."""
 
 
 _Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
@@ -35,7 +40,7 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class _Source:
-    """Values as written, and where each key stands."""
+    """Hold values as they were written, and where each key stands."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[str, str] = field(default_factory=dict)
@@ -44,7 +49,7 @@ class _Source:
     """Keys whose value is among the problems already."""
 
     def place(self, key: str) -> str:
-        """Where a key or, failing that, its nearest ancestor was written."""
+        """Return where a key or, failing that, its nearest ancestor was written."""
         while key not in self.places and "." in key:
             key = key.rpartition(".")[0]
         return self.places.get(key, self.places[""])
@@ -73,17 +78,17 @@ def load_yaml(path: Path, model: type[Model]) -> Model:
 
 
 def override(config: Config, overrides: Sequence[str], place: str = "command line") -> Config:
-    """The config with `KEY=VALUE` settings from some place replaced. Raises ConfigError as `load_config` does."""
+    """Replace settings of a config by `KEY=VALUE` ones from some place. Raises ConfigError as `load_config` does."""
     return _validate(Config, _Source(values=config.model_dump(), places={"": "config"}), overrides, place)
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
-    """A config from nested dictionaries, as the YAML would be. Raises ConfigError as `load_config` does."""
+    """Build a config from nested dictionaries, as the YAML would be. Raises ConfigError as `load_config` does."""
     return _validate(Config, _Source(values=dict(values), places={"": "config"}), ())
 
 
 def dump_config(config: Config) -> str:
-    """The full config as YAML, every default written out."""
+    """Return the full config as YAML, every default written out."""
     values = config.model_dump(mode="json")
     layers = values["model"]["hidden_dim"]
     values["model"]["hidden_dim"] = layers[0] if len(layers) == 1 else layers
@@ -92,7 +97,7 @@ def dump_config(config: Config) -> str:
 
 
 def shipped_configs() -> dict[str, Path]:
-    """The configs that ship with the package, by name."""
+    """Return the configs that ship with the package, by name."""
     for directory in _SHIPPED:
         if directory.is_dir():
             return {path.stem: path for path in sorted(directory.glob("*.yaml"))}
@@ -100,7 +105,7 @@ def shipped_configs() -> dict[str, Path]:
 
 
 def find_config(source: str | Path) -> Path:
-    """The file that a path or a shipped config's name stands for. Raises ConfigError."""
+    """Return the file that a path or a shipped config's name stands for. Raises ConfigError."""
     path = Path(source)
     if path.is_file():
         return path
@@ -116,7 +121,7 @@ def find_config(source: str | Path) -> Path:
 
 
 def _run_name(path: Path) -> str | None:
-    """The file's name as the name of a run's folder: whatever cannot stand in one becomes a hyphen."""
+    """Return the file's name as the name of a run's folder: whatever cannot stand in one becomes a hyphen."""
     return re.sub(r"[^\w.+-]+|^[^A-Za-z0-9]+", "-", path.stem, flags=re.ASCII).strip("-")[:100] or None
 
 
@@ -140,7 +145,7 @@ def _read(path: Path) -> _Source:
 
 
 def _compose(content: bytes | str, place: str) -> yaml.Node | None:
-    """YAML's tree of nodes, without aliases and not too deep."""
+    """Return YAML's tree of nodes, without aliases and not too deep."""
     depth = 0
     try:
         for event in yaml.parse(content, _Loader):
@@ -217,7 +222,7 @@ def _validate(model: type[Model], source: _Source, overrides: Sequence[str], pla
 
 
 def _apply(source: _Source, text: str, origin: str) -> list[str]:
-    """Put one `KEY=VALUE` over the values; what is wrong with it is returned."""
+    """Put one `KEY=VALUE` over the values; return what is wrong with it."""
     key, equals, written = text.partition("=")
     if not equals or not _KEY.fullmatch(key):
         return [f"{text!r}: settings have the form KEY=VALUE, for example model.latent_dim=10"]
@@ -241,19 +246,20 @@ def _apply(source: _Source, text: str, origin: str) -> list[str]:
 
 
 def _key(detail: dict[str, Any], known: list[str]) -> str:
-    """The dotted key that one of pydantic's findings is about; empty for the config as a whole."""
+    """Return the dotted key that one of pydantic's findings is about; empty for the config as a whole."""
     unknown, parts = detail["type"] == "extra_forbidden", {part for key in known for part in key.split(".")}
     return ".".join(str(part) for part in detail["loc"] if unknown or part in parts)
 
 
 def _describe(source: _Source, key: str, detail: dict[str, Any], known: list[str]) -> str:
-    """One of pydantic's findings in our words: place, key, what is wrong, what would be right."""
+    """Describe one of pydantic's findings: place, key, what is wrong, what would be right."""
     where = f"{source.place(key)}: {key}" if key else source.place(key)
     if detail["type"] == "extra_forbidden":
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
             other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]
         ]
         hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
+        hint = f"it is now called {RENAMED[key]}" if key in RENAMED else hint
         return f"{where}: unknown key; {hint}"
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if detail["type"] == "model_type":
@@ -272,7 +278,7 @@ def _brief(value: object) -> str:
 
 
 def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
-    """Every key of the config, sections dotted: `model.latent_dim`."""
+    """Return every key of the config, sections dotted: `model.latent_dim`."""
     keys: list[str] = []
     for name, info in model.model_fields.items():
         inner = info.annotation

@@ -1,8 +1,9 @@
-"""The config of a run: frozen models of the YAML. Every field has a default, so a config names only what it means."""
+"""The config of a run as frozen models of its YAML. Every field has a default, so a config names only what it means."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -18,13 +19,13 @@ DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?|mps)$"
 
 
 class Section(BaseModel):
-    """A part of the config: immutable, of exact types, without unknown keys."""
+    """Describe a part of the config: immutable, of exact types, without unknown keys."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
 
 
 def _layers(value: object) -> object:
-    """One layer may be written as a number, several as a list."""
+    """Accept one layer as a number, several as a list."""
     return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int) else value
 
 
@@ -35,12 +36,12 @@ def _known_decoder(name: str) -> str:
 
 
 def is_array(name: str) -> bool:
-    """Whether the name of a data set is the path of an array."""
+    """Return whether the name of a data set is the path of an array."""
     return Path(name).suffix in {".npy", ".npz"}
 
 
 def _known_data(name: str) -> str:
-    """A data set's name, or an array's absolute path: a run must find its images again from any directory."""
+    """Return a data set's name, or an array's absolute path: a run must find its images from any directory."""
     if is_array(name):
         return str(Path(name).absolute())
     if name not in DATA_SETS:
@@ -54,7 +55,7 @@ Size = Annotated[int, Field(ge=1, le=65536)]
 
 
 class DataConfig(Section):
-    """Which images, and how their pixels k in 0..255 become x."""
+    """Describe which images are used, and how their pixels k in 0..255 become x."""
 
     name: Annotated[str, AfterValidator(_known_data)] = "mnist"
     """A shipped or torchvision data set, or the path of a .npy or .npz array."""
@@ -69,7 +70,7 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """The networks of q(z|x) and p(x|z)."""
+    """Describe the networks of q(z|x) and p(x|z)."""
 
     decoder: Annotated[str, AfterValidator(_known_decoder)] = "bernoulli"
     latent_dim: Size = 20
@@ -86,12 +87,12 @@ class ModelConfig(Section):
 
     @property
     def likelihood(self) -> Likelihood:
-        """The decoder's entry in `LIKELIHOODS`."""
+        """Return the decoder's entry in `LIKELIHOODS`."""
         return LIKELIHOODS[self.decoder]
 
 
 class ObjectiveConfig(Section):
-    """The lower bound that is maximised."""
+    """Describe the lower bound that is maximised."""
 
     name: Literal["elbo", "iwae"] = "elbo"
     estimator: Literal["A", "B"] = "B"
@@ -105,7 +106,7 @@ class ObjectiveConfig(Section):
 
 
 class OptimizerConfig(Section):
-    """How the parameters follow the gradient of the bound."""
+    """Describe how the parameters follow the gradient of the bound."""
 
     name: Literal["adam", "adagrad"] = "adam"
     learning_rate: float = Field(0.002, gt=0)
@@ -115,11 +116,11 @@ class OptimizerConfig(Section):
 
 
 class TrainingConfig(Section):
-    """How long, and in what portions."""
+    """Describe how long to train, in minibatches of which size, and how steps are made faster."""
 
     batch_size: int = Field(100, ge=1, le=1_000_000)
     epochs: int = Field(40, ge=1, le=10_000_000)
-    """At most so many."""
+    """The most epochs to train."""
     patience: int | None = Field(None, ge=1)
     """Stop as converged after so many epochs without a better validation ELBO; null: never."""
     compile: Literal["auto", "on", "off"] = "auto"
@@ -133,12 +134,12 @@ class TrainingConfig(Section):
     @field_validator("compile", mode="before")
     @classmethod
     def _on_and_off(cls, value: object) -> object:
-        """YAML reads them as true and false."""
+        """Take the booleans that YAML reads `on` and `off` as."""
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 class Config(Section):
-    """Everything that decides what a run computes."""
+    """Describe everything that decides what a run computes."""
 
     name: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.+-]{0,99}$")
     """The folder under the runs directory; null: the config file's name."""
@@ -153,7 +154,7 @@ class Config(Section):
     @field_validator("data", "model", "objective", "optimizer", "training", mode="before")
     @classmethod
     def _empty_section(cls, value: object) -> object:
-        """`model:` with nothing below it means all its defaults."""
+        """Let `model:` with nothing below it mean all its defaults."""
         return {} if value is None else value
 
     @model_validator(mode="after")
@@ -164,28 +165,28 @@ class Config(Section):
 
     @property
     def identity(self) -> str:
-        """What makes two runs the same run: all of the config but its name and the device."""
+        """Return what makes two runs the same run: all of the config but its name and the device."""
         return json.dumps(self.model_dump(mode="json", exclude={"name", "device"}), sort_keys=True)
 
     @property
     def is_relaxed(self) -> bool:
-        """Whether a binary likelihood is given grey pixels: its bound is then not a likelihood."""
+        """Return whether a binary likelihood is given grey pixels: its bound is then not a likelihood."""
         return self.model.likelihood.support is Support.BINARY and self.data.binarize == "none"
 
     @property
     def is_ill_posed(self) -> bool:
-        """Whether a learned scale meets pixels without noise: its density then has no upper bound but the floor's."""
+        """Return whether a learned scale meets pixels without noise, so that only its floor bounds the density."""
         return self.model.likelihood.learns_scale and not self.data.dequantize
 
     @property
     def is_likelihood(self) -> bool:
-        """Whether the bound is one on a likelihood of pixels: made binary, dequantised, or as levels."""
+        """Return whether the bound is one on a likelihood of pixels: made binary, dequantised, or as levels."""
         support = self.model.likelihood.support
         return not self.is_relaxed and (support is not Support.UNIT_INTERVAL or self.data.dequantize)
 
     @property
     def caveat(self) -> str | None:
-        """What must be said wherever the bound is shown, if anything."""
+        """Return what must be said wherever the bound is shown, if anything."""
         if self.is_relaxed:
             return "relaxed, not a likelihood"
         if self.is_ill_posed:
@@ -193,21 +194,85 @@ class Config(Section):
         return None if self.is_likelihood else "density of discrete pixels, not comparable"
 
     @property
+    def observed(self) -> str:
+        """Say in a few words how pixels become x."""
+        support, data = self.model.likelihood.support, self.data
+        if support is Support.LEVELS:
+            return "as they are"
+        if support is Support.UNIT_INTERVAL:
+            return "dequantised" if data.dequantize else "grey"
+        ways = {"dynamic": "binarised anew", "threshold": "binarised at ½", "static": "binarised once", "none": "grey"}
+        return ways[data.binarize]
+
+    @property
+    def support_title(self) -> str:
+        """Say what the bound is a statement about: only bounds with the same title may be compared."""
+        caveat = f": {self.caveat}" if self.caveat else ""
+        return f"{self.model.likelihood.support.value}, pixels {self.observed}{caveat}"
+
+    @property
     def unused_settings(self) -> dict[str, str]:
-        """Keys without effect under this config, each with the reason."""
+        """Return the keys without effect under this config, each with the reason."""
         support, decoder = self.model.likelihood.support, self.model.decoder
         unused = {}
         if support is not Support.BINARY:
-            unused["data.binarize"] = f"{decoder} is no binary likelihood"
+            unused["data.binarize"] = f"{decoder} is not a binary likelihood"
         if support is not Support.UNIT_INTERVAL:
-            unused["data.dequantize"] = f"{decoder} is no density"
+            unused["data.dequantize"] = f"{decoder} is not a density"
         for key in ("mean", "min_log_sigma"):
             if key not in self.model.likelihood.settings:
-                unused[f"model.{key}"] = f"{decoder} has none"
+                unused[f"model.{key}"] = f"{decoder} does not have it"
         if self.objective.name == "iwae":
-            unused["objective.estimator"] = "iwae has but one"
+            unused["objective.estimator"] = "iwae has only one"
         if self.device not in {"auto", "cpu"} and self.training.compile != "off":
             unused["training.compile"] = f"device is {self.device}"
         if self.device in {"cpu", "mps"}:
             unused |= dict.fromkeys(("training.cuda_graph", "training.tf32"), f"device is {self.device}")
         return unused
+
+
+class EvaluationSpec(Section):
+    """Describe how a checkpoint is evaluated."""
+
+    k: int = Field(100, ge=1, le=10_000_000)
+    """Importance samples per image."""
+    split: Literal["train", "validation", "test"] = "test"
+    limit: int | None = Field(None, ge=2)
+    """Only the first so many images; null: all."""
+    seed: int = Field(0, ge=0)
+    """Of evaluation's own random numbers."""
+    binarised: bool = True
+    """Whether binarised images are evaluated too, for which most decoders need an encoder fitted to them."""
+
+
+def _whole_or_share(gpus: float) -> float:
+    if gpus > 1 and not gpus.is_integer():
+        raise ValueError("must be a whole number, or a share of one, as 0.5")
+    return gpus
+
+
+class Resources(Section):
+    """Describe what each run may use."""
+
+    threads: int | None = Field(1, ge=1, le=1024)
+    """Of the CPU, which are part of what fixes a run's bits; None for a share of the cores, which depends on how many
+    run at a time, and on a cluster for one."""
+    gpus: Annotated[float, AfterValidator(_whole_or_share)] = Field(0.0, ge=0, le=64)
+    """On a cluster, where a run sees no others; on this machine, the workers take its GPUs in turn."""
+    replicates: int = Field(16, ge=1, le=1024)
+    """Seeds of one config that are trained as one batched program, at most: on this machine, on CUDA."""
+    sync_interval: float = Field(60.0, gt=0)
+    """On a cluster, after how many seconds of training a run's files come back: what is lost at most with a node."""
+
+
+def get_setting(config: Config, key: str) -> Any:
+    """Return the value of a setting by its dotted key; a list of one layer as its number, as it is written."""
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        value = value[part]
+    return value[0] if key == "model.hidden_dim" and len(value) == 1 else value
+
+
+def describe_settings(config: Config, keys: Sequence[str]) -> str:
+    """Describe the settings of these keys by the last part of each key: `decoder bernoulli, seed 0`."""
+    return ", ".join(f"{key.rpartition('.')[2]} {get_setting(config, key)}" for key in keys)

@@ -1,4 +1,4 @@
-"""The pixels of minibatches, collected from wherever all images are."""
+"""The pixels of minibatches, gathered from wherever all images are: in memory, in a file, or on a GPU."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ AHEAD = 2**22
 
 
 def gather(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """The pixels of each minibatch, uint8 (M, D), on the device, in the order asked for.
+    """Yield the pixels of each minibatch, uint8 (M, D), on the device, in the order asked for.
 
     Args:
         pixels: All images, in memory or mapped from a file.
@@ -30,13 +30,13 @@ def gather(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: torch.d
 
 
 def _parts(rows: Sequence[Tensor], n_pixels: int) -> Iterator[Sequence[Tensor]]:
-    """As many minibatches at a time as have `AHEAD` bytes, and one at least."""
+    """Split into as many minibatches at a time as have `AHEAD` bytes, and one at least."""
     n = max(1, AHEAD // (max(map(len, rows), default=1) * n_pixels))
     return (rows[start : start + n] for start in range(0, len(rows), n))
 
 
 def _gather_in_parts(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor]) -> Iterator[Tensor]:
-    """Many in one launch: on a GPU that takes as long as one."""
+    """Gather many in one launch: on a GPU that takes as long as one."""
     for part in _parts(rows, pixels.shape[1]):
         yield from pixels.index_select(0, torch.cat(list(part))).split([len(minibatch) for minibatch in part])
 

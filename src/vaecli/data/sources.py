@@ -21,7 +21,7 @@ Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 MAX_RATIO = 1100
-"""What deflate packs cannot become larger than this many times."""
+"""How many times larger than packed a deflated array can be at most."""
 _MNIST = Path(__file__).parent / "mnist"
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -33,14 +33,14 @@ MNIST_SHA256 = {
 
 @dataclass(frozen=True)
 class Source:
-    """Images as they were found: `pixels` (N, H, W), and `labels` (N,) where there are any."""
+    """Hold images as they were found: `pixels` (N, H, W), and `labels` (N,) where there are any."""
 
     pixels: Pixels
     labels: Labels | None = None
 
 
 def load_mnist(part: Part) -> Source:
-    """The embedded MNIST, checked against the SHA-256 of its files. Raises DataError."""
+    """Load the embedded MNIST, checked against the SHA-256 of its files. Raises DataError."""
     prefix = "train" if part == "train" else "t10k"
     return Source(_idx(f"{prefix}-images-idx3-ubyte"), _idx(f"{prefix}-labels-idx1-ubyte").astype(np.int64))
 
@@ -59,13 +59,13 @@ def _idx(name: str) -> Pixels:
 
 
 def default_data_dir() -> Path:
-    """`VAECLI_DATA_DIR`, or the user's cache."""
+    """Return `VAECLI_DATA_DIR`, or a folder in the user's cache."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return Path(os.environ.get("VAECLI_DATA_DIR") or cache / "vaecli" / "data")
 
 
 def load_torchvision(name: str, part: Part, directory: Path) -> Source:
-    """A torchvision data set, from `directory` if it is there, else downloaded and checked. Raises DataError."""
+    """Load a torchvision data set, from `directory` if it is there, else downloaded and checked. Raises DataError."""
     try:
         datasets = importlib.import_module("torchvision.datasets")
     except (ImportError, RuntimeError, OSError) as error:
@@ -80,9 +80,9 @@ def load_torchvision(name: str, part: Part, directory: Path) -> Source:
     try:
         found = _construct(cls, arguments, directory)
         pixels, labels = found.data.numpy(), found.targets.numpy()
-    except Exception as error:  # torchvision lets through whatever sockets, archives and parsers raise
+    except Exception as error:  # torchvision passes on the errors of sockets, archives and parsers
         raise DataError(
-            f"{name}: not to be had from {directory} or the network ({_first_line(error)}); "
+            f"{name}: cannot be read from {directory}, nor downloaded ({_first_line(error)}); "
             "put torchvision's files there (--data-dir or VAECLI_DATA_DIR)"
         ) from error
     if name.startswith("emnist-"):
@@ -93,13 +93,13 @@ def load_torchvision(name: str, part: Part, directory: Path) -> Source:
 def _construct(cls: Any, arguments: dict[str, Any], directory: Path) -> Any:
     try:
         return cls(**arguments, download=False)
-    except RuntimeError:  # torchvision's word for "not there"
+    except RuntimeError:  # torchvision raises it where a file is missing
         directory.mkdir(parents=True, exist_ok=True)
         return cls(**arguments, download=True)
 
 
 def _matching_torchvision() -> str:
-    """Torch 2.N and torchvision 0.(N + 15) belong together."""
+    """Return the torchvision that goes with the installed torch: 2.N and 0.(N + 15) belong together."""
     try:
         return f"torchvision==0.{int(version('torch').split('.')[1]) + 15}.*"
     except (PackageNotFoundError, ValueError, IndexError):
@@ -110,12 +110,12 @@ _stand_ins: dict[str, Path] = {}
 
 
 def stand_in(name: str, path: Path) -> None:
-    """In this process, read the array `name` from another path: a copy of it on a machine that has it nowhere else."""
+    """Read the array `name` from another path, in this process: a copy on a machine that has it nowhere else."""
     _stand_ins[name] = path
 
 
 def load_array(name: str) -> Source:
-    """A .npy or .npz file of uint8 images (N, H, W); of an .npz, `images` and, if there, `labels`. Raises DataError."""
+    """Load a .npy or .npz file of uint8 images (N, H, W); of an .npz, `images` and any `labels`. Raises DataError."""
     path = _stand_ins.get(name, Path(name))
     try:
         return _read_npy(path) if path.suffix == ".npy" else _read_npz(path)
@@ -123,7 +123,7 @@ def load_array(name: str) -> Source:
         raise
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
-    except Exception as error:  # numpy and zipfile have no common word for a damaged file
+    except Exception as error:  # numpy and zipfile share no error for a damaged file
         raise DataError(f"{name}: not a readable {path.suffix} file ({_first_line(error)})") from error
 
 
@@ -150,10 +150,10 @@ def _read_npz(path: Path) -> Source:
 
 
 def _member(archive: Any, key: str) -> NDArray[Any]:
-    """An array of an .npz, once its header agrees with the bytes that are there: the header says how much to allocate.
+    """Read an array of an .npz, once its header agrees with the bytes that are there: it says how much to allocate.
 
     Raises:
-        ValueError: It does not.
+        ValueError: The header does not agree.
     """
     entry = archive.zip.getinfo(key if key in archive.zip.namelist() else f"{key}.npy")
     with archive.zip.open(entry) as member:
@@ -167,7 +167,7 @@ def _member(archive: Any, key: str) -> NDArray[Any]:
 
 
 def fingerprint(name: str) -> str | None:
-    """The SHA-256 of an array's file, None for data sets that have checksums of their own. Raises DataError."""
+    """Return the SHA-256 of an array's file, None for data sets that have checksums of their own. Raises DataError."""
     if not is_array(name):
         return None
     try:
@@ -181,8 +181,10 @@ def fingerprint(name: str) -> str | None:
 
 def _checked(pixels: Any, name: str) -> Pixels:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
+        remedy = 'convert them with (255 * x).round().astype("uint8")' if pixels.dtype.kind == "f" else ""
         raise DataError(
             f"{name}: holds {pixels.dtype} of shape {tuple(pixels.shape)}; images are uint8 of shape (N, H, W)"
+            + (f"; if they lie in 0..1, {remedy}" if remedy else "")
         )
     return np.ascontiguousarray(pixels)
 

@@ -14,7 +14,7 @@ LEVEL = 0.05
 
 
 def interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """The mean, and half the width of its 95 % confidence interval by Student's t; None for fewer than two values."""
+    """Return the mean and half the width of its 95 % t interval; None for fewer than two values."""
     n = len(values)
     mean = float(np.mean(values))
     if n < 2:
@@ -23,19 +23,19 @@ def interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def welch(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """The p-value of equal means over seeds, variances free (Welch 1947); None for fewer than two of either."""
+    """Return the p-value of equal means over seeds, variances free (Welch 1947); None for fewer than two of either."""
     if min(len(a), len(b)) < 2:
         return None
     return _p_value(partial(stats.ttest_ind, equal_var=False), np.asarray(a), np.asarray(b))
 
 
 def paired(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """The p-value of equal means over the same images."""
+    """Return the p-value of equal means over the same images."""
     return _p_value(stats.ttest_rel, a, b)
 
 
 def _p_value(test: Callable[..., Any], a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    """Where nothing varies scipy warns, and may have no p-value: equal means are no evidence, different ones all."""
+    """Return a p-value also where nothing varies: scipy may have none, and equal means are then no evidence."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         p_value = float(test(a, b).pvalue)
@@ -43,7 +43,7 @@ def _p_value(test: Callable[..., Any], a: NDArray[np.float64], b: NDArray[np.flo
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's (1979) correction for so many tests: the chance of any false finding stays below the level."""
+    """Correct for the number of tests (Holm 1979): the chance of any false finding stays below the level."""
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0

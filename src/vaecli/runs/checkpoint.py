@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import pickle
 import pickletools
 import warnings
@@ -17,6 +18,7 @@ from torch import Tensor
 from vaecli.config.loading import parse_config
 from vaecli.config.schema import Config
 from vaecli.data.image_grid import ImageShape
+from vaecli.devices import DEFAULTS
 from vaecli.errors import ConfigError, VaecliError
 from vaecli.files import write_atomically
 from vaecli.model.vae import VAE, build_meta_vae, build_vae
@@ -87,6 +89,16 @@ class Checkpoint:
     """Of the training pixels."""
     logs: dict[str, int]
     """Bytes of each append-only log."""
+
+    def changed_conditions(self, now: Mapping[str, str]) -> list[str]:
+        """Say which conditions have changed: other hardware and other versions take sums in another order."""
+        before, cores = DEFAULTS | self.conditions, os.cpu_count() or 1
+        changes = [
+            f"{name} {before.get(name, 'unknown')} before, {value} now"
+            for name, value in now.items()
+            if before.get(name) != value
+        ]
+        return changes + [f"{self.threads} threads, on {cores} cores now"] * (self.threads > cores)
 
     def build_vae(self) -> VAE:
         """Build the model with these weights, on the CPU."""

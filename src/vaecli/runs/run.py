@@ -1,4 +1,4 @@
-"""The run directory: where everything about one run is, and how a run is found again. Needs no torch to be listed."""
+"""The run directory: where everything about one run is, and how a run is found again. Listing runs needs no torch."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vaecli.config.loading import dump_config, load_config
-from vaecli.config.schema import Config
+from vaecli.config.schema import Config, EvaluationSpec
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock, write_directory, write_json, write_text
 
@@ -35,7 +35,7 @@ MAX_REFERENCE = 1000
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk, seen through one of its checkpoints.
+    """Give access to a run on disk, seen through one of its checkpoints.
 
     Args:
         path: The run directory; of a checkpoint file that is in none, the file's directory.
@@ -47,22 +47,22 @@ class Run:
 
     @property
     def name(self) -> str:
-        """The directory's name, which `--ckpt` and `--resume` take."""
+        """Return the directory's name, which `--ckpt` and `--resume` take."""
         return self.path.name
 
     @property
     def last(self) -> Path:
-        """The checkpoint that training goes on from."""
+        """Return the path of the checkpoint that training resumes from."""
         return self.path / CHECKPOINTS / "last.pt"
 
     @property
     def best(self) -> Path:
-        """The checkpoint with the best validation ELBO."""
+        """Return the path of the checkpoint with the best validation ELBO."""
         return self.path / CHECKPOINTS / "best.pt"
 
     @property
     def checkpoint_path(self) -> Path:
-        """The named checkpoint; else the best, or the last where there was no validation. Raises VaecliError."""
+        """Return the path of the named checkpoint, else of the best, else of the last. Raises VaecliError."""
         for path in (self.file, self.best, self.last):
             if path is not None and path.is_file():
                 return path
@@ -70,33 +70,33 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> "Checkpoint":
-        """The checkpoint's content, checked. Raises VaecliError."""
+        """Return the checkpoint's content, checked. Raises VaecliError."""
         from vaecli.runs.checkpoint import load_checkpoint  # noqa: PLC0415 (torch)
 
         return load_checkpoint(self.checkpoint_path)
 
     @cached_property
     def vae(self) -> "VAE":
-        """The trained model, on the CPU. Raises VaecliError."""
+        """Return the trained model, on the CPU. Raises VaecliError."""
         return self.checkpoint.build_vae()
 
     @cached_property
     def config(self) -> Config:
-        """What was run."""
+        """Return the run's config."""
         written = self.path / "config.yaml"
         return self.checkpoint.config if self.file or not written.is_file() else load_config(written)
 
     @property
     def status(self) -> dict[str, Any]:
-        """The content of status.json, empty where there is none to read; of a killed run's, the state is mended."""
+        """Return the content of status.json, empty where there is none; a killed run counts as interrupted."""
         content = _read_object(self.path / "status.json")
         if content.get("state") == "running" and not self.is_training:
-            content |= {"state": "interrupted", "reason": "its process ended without a word"}
+            content |= {"state": "interrupted", "reason": "its process was killed"}
         return content
 
     @property
     def environment(self) -> dict[str, Any]:
-        """The content of environment.json; empty where there is none to read."""
+        """Return the content of environment.json; empty where there is none to read."""
         return _read_object(self.path / "environment.json")
 
     def lock(self) -> BinaryIO:
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def is_training(self) -> bool:
-        """Whether a process is training it at this moment."""
+        """Return whether a process is training it at this moment."""
         try:
             lock(self.path / LOCK).close()
         except BlockingIOError:
@@ -125,7 +125,7 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl as they were written; a line still being written is none. Raises VaecliError."""
+        """Return the rows of metrics.jsonl, without a line that is still being written. Raises VaecliError."""
         path = self.path / "metrics.jsonl"
         try:
             whole, _, _ = path.read_text().rpartition("\n")
@@ -135,19 +135,11 @@ class Run:
         except (OSError, ValueError) as error:
             raise VaecliError(f"{path}: cannot be read: {error}") from error
 
-    def evaluation_path(
-        self,
-        step: int,
-        *,
-        k: int,
-        split: str = "test",
-        limit: int | None = None,
-        seed: int = 0,
-        binarised: bool = True,
-    ) -> Path:
-        """Where the evaluation stands of its checkpoint, taken at that step. Raises VaecliError if it has none."""
-        name = f"{self.checkpoint_path.stem}-step{step}-{split}-k{k}" + ("" if limit is None else f"-first{limit}")
-        name += f"-seed{seed}" + ("" if binarised else "-no-binarised")
+    def evaluation_path(self, step: int, spec: EvaluationSpec) -> Path:
+        """Return where the evaluation stands of its checkpoint, taken at a step. Raises VaecliError if it has none."""
+        name = f"{self.checkpoint_path.stem}-step{step}-{spec.split}-k{spec.k}"
+        name += "" if spec.limit is None else f"-first{spec.limit}"
+        name += f"-seed{spec.seed}" + ("" if spec.binarised else "-no-binarised")
         return self.path / "evaluations" / f"{name}.json"
 
     def write_config(self, config: Config) -> None:
@@ -166,12 +158,12 @@ def create_run(config: Config, runs_dir: Path, **environment: object) -> Run:
     """Make the directory of a new run, whole or not at all, with its config.yaml and environment.json.
 
     Args:
-        config: What is to be run.
+        config: The run's config.
         runs_dir: Where.
-        environment: What else than versions, machine, git commit and command line is worth knowing.
+        environment: What else to record, beside versions, machine, git commit and command line.
 
     Raises:
-        VaecliError: It cannot be written.
+        VaecliError: The directory cannot be written.
     """
 
     def fill(path: Path) -> None:
@@ -201,7 +193,7 @@ def _environment() -> dict[str, object]:
 
 
 def find_run(reference: str | Path, runs_dir: Path) -> Run:
-    """The run that a directory, a checkpoint file, a name or a unique prefix of it stands for. Raises UsageError."""
+    """Find the run of a directory, a checkpoint file, a name or a unique prefix of it. Raises UsageError."""
     path = Path(reference)
     if len(str(reference)) > MAX_REFERENCE:
         raise UsageError(f"{str(reference)[:60]}...: no such run or checkpoint")
@@ -221,12 +213,12 @@ def find_run(reference: str | Path, runs_dir: Path) -> Run:
         return matches[0]
     if matches:
         some = ", ".join(run.name for run in matches[:5])
-        raise UsageError(f"{reference}: {len(matches)} runs begin so: {some}{', ...' if len(matches) > 5 else ''}")
+        raise UsageError(f"{reference}: {len(matches)} runs begin with it: {some}{', ...' if len(matches) > 5 else ''}")
     raise UsageError(f"{reference}: no such run or checkpoint; `vae runs ls` lists the runs in {runs_dir}/")
 
 
 def load_run(reference: str | Path, runs_dir: str | Path = "runs") -> Run:
-    """A run with its `.config`, `.vae` (the best weights, on the CPU) and `.metrics`.
+    """Load a run with its `.config`, `.vae` (the best weights, on the CPU) and `.metrics`.
 
     Args:
         reference: A run directory, a checkpoint file, a run's name, or a unique prefix of it.
@@ -239,7 +231,7 @@ def load_run(reference: str | Path, runs_dir: str | Path = "runs") -> Run:
 
 
 def list_runs(runs_dir: Path) -> list[Run]:
-    """All runs below a directory, oldest first."""
+    """Return all runs below a directory, oldest first."""
     return sorted((Run(path) for path in _directories(runs_dir)), key=lambda run: (run.name, run.path))
 
 
@@ -263,7 +255,7 @@ def _is_run(path: Path) -> bool:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty where there is none to read."""
+    """Return the object in a JSON file; empty where there is none to read."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -283,7 +275,7 @@ def _version(package: str) -> str | None:
 
 
 def _git() -> dict[str, object]:
-    """The commit of the checkout that the code runs from, and whether it was changed."""
+    """Return the commit of the checkout that the code runs from, and whether it was changed."""
     git = shutil.which("git")
     root = Path(__file__).parents[3]
     if git is None or not (root / ".git").exists():

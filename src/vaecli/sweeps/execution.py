@@ -1,83 +1,282 @@
-"""Many runs, several at a time: each trained and evaluated once, and none that fails takes another with it.
+"""Running a sweep: each job once, several at a time, and none that fails takes another with it.
 
-What is complete already is not done again, and what was cut is resumed: two runs are the same when their configs are.
+What is complete is not done again, and what was cut is resumed: two runs are the same when their configs are.
 """
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
 
-from vaecli.config.schema import Config
-from vaecli.sweeps.jobs import Job, JobOptions, JobResult, Resources, done_before, tasks
-from vaecli.sweeps.news import Board, Watch, ignore
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vaecli.config.schema import Config, EvaluationSpec, Resources
+from vaecli.data.sources import fingerprint
+from vaecli.errors import UsageError, VaecliError
+from vaecli.files import lock, write_json
+from vaecli.runs.run import LOCK
+from vaecli.sweeps.jobs import finished_result, run_jobs
+from vaecli.sweeps.sweep import (
+    SHARED_CORES,
+    JobOptions,
+    JobResult,
+    Sweep,
+    SweepCallback,
+    SweepResult,
+    SweepUpdate,
+    comparison,
+    plan_jobs,
+)
 from vaecli.training.stopping import Stop, never
 
 Engine = Literal["local", "ray"]
-SHARED = Resources(threads=None)
-"""Every run has its share of the cores."""
 
 
-def run_all(
+def compare(
+    base: Config,
+    decoders: Sequence[str],
+    n_seeds: int,
+    out: Path,
+    *,
+    runs_dir: Path,
+    data_dir: Path | None = None,
+    jobs: int = 1,
+    k: int = 100,
+    callback: SweepCallback | None = None,
+    stop: Stop = never,
+) -> SweepResult:
+    """Train and evaluate every decoder with every seed; what is complete is not done again.
+
+    Args:
+        base: The config that all share; its seed is the first.
+        decoders: Names of `LIKELIHOODS`.
+        n_seeds: How many seeds, counted up from the base's.
+        out: The output directory; its manifest says which comparison it holds.
+        runs_dir: Where the runs are looked for and made.
+        data_dir: As for `train`.
+        jobs: Runs at a time, each in a process with its share of the cores.
+        k: Importance samples per image.
+        callback: As for `run_sweep`.
+        stop: As for `run_sweep`.
+
+    Raises:
+        UsageError: The directory holds another comparison; otherwise as for `run_sweep`.
+    """
+    sweep = comparison(base, decoders, n_seeds, EvaluationSpec(k=k))
+    found = run_sweep(sweep, out, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, callback=callback, stop=stop)
+    in_order = sorted(found.results, key=lambda result: (list(decoders).index(result.decoder), result.seed))
+    return replace(found, results=tuple(in_order))
+
+
+def run_sweep(
+    sweep: Sweep,
+    out: Path,
+    *,
+    runs_dir: Path,
+    data_dir: Path | None = None,
+    engine: Engine = "local",
+    address: str | None = None,
+    jobs: int | None = None,
+    callback: SweepCallback | None = None,
+    stop: Stop = never,
+) -> SweepResult:
+    """Train and evaluate what of a sweep is missing.
+
+    Args:
+        sweep: From `load_sweep`.
+        out: The output directory; its manifest says which sweep it holds.
+        runs_dir: Where the runs are looked for and made.
+        data_dir: As for `train`.
+        engine: As for `run_configs`.
+        address: As for `run_configs`.
+        jobs: As for `run_configs`.
+        callback: Is called with a `SweepUpdate` whenever a run begins or ends.
+        stop: Is asked again and again whether to checkpoint and stop.
+
+    Raises:
+        UsageError: The directory holds another sweep or is in use, or the cluster is not there or too small.
+        DataError: The images cannot be read.
+        VaecliError: The directory cannot be written.
+        InterruptedRunError: `stop` asked for it; the same call continues.
+    """
+    manifest = Manifest(
+        evaluation=sweep.evaluation,
+        data_sha256=fingerprint(sweep.base.data.name),
+        members=[json.loads(config.identity) for config in sweep.configs],
+    )
+    with output_directory(out, sweep.kind, manifest):
+        results = run_configs(
+            sweep.configs,
+            JobOptions(runs_dir, data_dir, sweep.evaluation),
+            engine=engine,
+            address=address,
+            jobs=jobs,
+            resources=sweep.resources,
+            callback=callback,
+            stop=stop,
+        )
+    return SweepResult(sweep, results, data_dir)
+
+
+class Manifest(BaseModel):
+    """Describe what an output directory holds, so that nothing is written over something else."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    evaluation: EvaluationSpec
+    data_sha256: str | None
+    members: list[dict[str, Any]]
+    """The identity of each run."""
+
+    def extends(self, other: "Manifest") -> bool:
+        """Return whether this is the same as another manifest, or has more members."""
+        same = (self.evaluation, self.data_sha256) == (other.evaluation, other.data_sha256)
+        return same and _as_text(other.members) <= _as_text(self.members)
+
+
+@contextmanager
+def output_directory(out: Path, kind: str, manifest: Manifest) -> Iterator[None]:
+    """Hold a directory for the results of a sweep, or for more of the same, and write its manifest.
+
+    Args:
+        out: The directory; it may be there if it is empty or holds the same results, or fewer.
+        kind: Names the manifest's file.
+        manifest: What the directory will hold.
+
+    Raises:
+        UsageError: The directory holds something else, or another process uses it.
+        VaecliError: It cannot be written.
+    """
+    path = out / f"{kind}.json"
+    try:
+        if path.is_file():
+            if not manifest.extends(_read_manifest(path)):
+                raise UsageError(f"{out}: holds the results of another {kind}; name another directory with --out")
+        elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
+            raise UsageError(f"{out}: is not empty, and not a {kind}'s; name another directory with --out")
+        out.mkdir(parents=True, exist_ok=True)
+        held = lock(out / LOCK)
+    except BlockingIOError as error:
+        raise UsageError(f"{out}: another process is writing its results there; wait for it, or name --out") from error
+    except OSError as error:
+        raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
+    with held:
+        try:
+            write_json(path, manifest.model_dump(mode="json"))
+        except OSError as error:
+            raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
+        yield
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        return Manifest.model_validate_json(path.read_text())
+    except (ValidationError, ValueError, OSError) as error:
+        raise UsageError(
+            f"{path}: cannot be read, or was written by an earlier version; name another directory with --out "
+            "(runs that are complete are not trained again)"
+        ) from error
+
+
+def _as_text(members: Sequence[Any]) -> set[str]:
+    """Return the members as texts, which can be looked up: there may be very many."""
+    return {json.dumps(member, sort_keys=True) for member in members}
+
+
+class SweepTracker:
+    """Track which jobs are running and which have ended, and how long the rest may take.
+
+    Args:
+        configs: Of all runs.
+        callback: Is called whenever a run begins or ends.
+    """
+
+    def __init__(self, configs: Sequence[Config], callback: SweepCallback | None) -> None:
+        self._configs, self._callback = configs, callback
+        self.results: dict[int, JobResult] = {}
+        self.running = set[int]()
+        self._in_order: list[JobResult] = []
+        self._n_worked_on = 0
+        """Results that were not there before."""
+        self._began_at: float | None = None
+        self._update()
+
+    def begin(self, i: int) -> None:
+        """Note that a job is being worked on."""
+        self._began_at = time.monotonic() if self._began_at is None else self._began_at
+        self.running.add(i)
+        self._update()
+
+    def end(self, i: int, result: JobResult) -> None:
+        """Note that a job has ended."""
+        self._n_worked_on += i in self.running
+        self.running.discard(i)
+        self.results[i] = result
+        self._in_order.append(result)
+        self._update()
+
+    def _update(self) -> None:
+        if self._callback is not None:
+            self._callback(SweepUpdate(self._configs, self._in_order, sorted(self.running), self._seconds_left()))
+
+    def _seconds_left(self) -> float | None:
+        """Extrapolate the pace since the first job began; what is running counts as half done."""
+        if not self._n_worked_on or self._began_at is None:
+            return None
+        half = len(self.running) / 2
+        left = len(self._configs) - len(self.results) - half
+        return (time.monotonic() - self._began_at) / (self._n_worked_on + half) * left
+
+
+def run_configs(
     configs: Sequence[Config],
-    work: JobOptions,
+    options: JobOptions,
     *,
     engine: Engine = "local",
     address: str | None = None,
     jobs: int | None = None,
-    resources: Resources = SHARED,
-    watch: Watch = ignore,
+    resources: Resources = SHARED_CORES,
+    callback: SweepCallback | None = None,
     stop: Stop = never,
 ) -> tuple[JobResult, ...]:
     """Train and evaluate every config: in this process, in several, or on a Ray cluster.
 
     Args:
         configs: Of the runs, each different from all others.
-        work: What is done with each.
+        options: What is done with each.
         engine: `local` for this machine, `ray` for a cluster.
         address: Of the cluster, `auto` for one that runs here; None for `RAY_ADDRESS`, or one started for this.
         jobs: Runs at a time; None for one on this machine, and on a cluster for as many as it has room for.
         resources: What each run may use.
-        watch: Is told of every run that begins or ends.
-        stop: Is asked again and again whether to checkpoint and stop.
+        callback: As for `run_sweep`.
+        stop: As for `run_sweep`.
 
     Returns:
-        The outcomes, in the order of the configs.
-
-    Raises:
-        DataError: Images cannot be read.
-        UsageError: There is no such cluster, or none of its nodes has the resources.
-        InterruptedRunError: `stop` said so; the same call goes on.
+        The results, in the order of the configs.
     """
-    planned = dict(enumerate(tasks(configs, work)))
-    board = Board(configs, watch)
-    for i, task in list(planned.items()):
-        outcome = done_before(task)
-        if outcome is not None:
-            board.ended(i, outcome)
+    planned = dict(enumerate(plan_jobs(configs, options)))
+    tracker = SweepTracker(configs, callback)
+    for i, job in list(planned.items()):
+        result = finished_result(job)
+        if result is not None:
+            tracker.end(i, result)
             del planned[i]
-    if planned:
-        for i, outcome in _outcomes(planned, board, stop, engine, address, jobs and min(jobs, len(configs)), resources):
-            board.ended(i, outcome)
-    return tuple(outcome for _, outcome in sorted(board.outcomes.items()))
+    jobs = jobs and min(jobs, len(configs))
+    results: Iterator[tuple[int, JobResult]] = iter(())
+    if planned and engine == "ray":
+        from vaecli.sweeps.ray_driver import run_on_cluster  # noqa: PLC0415 (Ray is an extra)
 
+        results = run_on_cluster(planned, run_jobs, tracker.begin, stop, resources, address=address, jobs=jobs)
+    elif planned:
+        from vaecli.sweeps.local import run_here, run_in_processes  # noqa: PLC0415
 
-def _outcomes(
-    planned: Mapping[int, Job],
-    board: Board,
-    stop: Stop,
-    engine: Engine,
-    address: str | None,
-    jobs: int | None,
-    resources: Resources,
-) -> Iterator[tuple[int, JobResult]]:
-    """Of all tasks, as they come."""
-    if engine == "ray":
-        from vaecli.sweeps.ray_driver import on_a_cluster  # noqa: PLC0415 (Ray is an extra)
-
-        return on_a_cluster(planned, board, stop, resources, address=address, jobs=jobs)
-    from vaecli.sweeps.local import in_processes, in_this_process  # noqa: PLC0415
-
-    if jobs in {None, 1}:
-        return in_this_process(planned, board, stop, resources.threads, resources.together)
-    threads = resources.threads or max(1, (os.cpu_count() or 1) // jobs)
-    return in_processes(planned, board, stop, jobs, threads, resources.together)
+        if jobs in {None, 1}:
+            results = run_here(planned, run_jobs, tracker.begin, stop, resources)
+        else:
+            results = run_in_processes(planned, run_jobs, tracker.begin, stop, resources, jobs)
+    for i, result in results:
+        tracker.end(i, result)
+    return tuple(result for _, result in sorted(tracker.results.items()))

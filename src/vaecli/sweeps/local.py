@@ -1,29 +1,31 @@
-"""Many runs on this machine: in this process one after another, or in several that each serve many."""
+"""Jobs on this machine: in this process one after another, or in several processes that each do many."""
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from threading import Thread
 
+from vaecli.config.schema import Resources
 from vaecli.errors import InterruptedRunError, VaecliError
-from vaecli.sweeps.jobs import Job, JobResult, complete_together, tasks
-from vaecli.sweeps.news import Board
+from vaecli.sweeps.sweep import Job, JobResult, RunJobs, plan_jobs
 from vaecli.training.stopping import Stop, block_sigint
 
 Group = tuple[int, ...]
-"""The numbers of tasks that are done as one, being of one config with several seeds; mostly of one task."""
+"""The numbers of jobs that are trained as one program, being of one config with several seeds; mostly of one job."""
+Begin = Callable[[int], object]
+"""Is told which job is being worked on."""
 
 
-def in_groups(planned: Mapping[int, Job], at_most: int, jobs: int) -> list[Group]:
-    """Who is trained with whom: on CUDA the seeds of a config, so many at most and such that every job has some."""
-    at_most = min(at_most, -(-len(planned) // jobs))
+def group_replicates(planned: Mapping[int, Job], at_most: int, processes: int) -> list[Group]:
+    """Group the seeds of each config on CUDA, so many at most and such that every process has some."""
+    at_most = min(at_most, -(-len(planned) // processes))
     alike: dict[tuple[str, str], list[int]] = {}
-    for i, task in planned.items():
-        config = task.config.model_copy(update={"seed": 0})
+    for i, job in planned.items():
+        config = job.config.model_copy(update={"seed": 0})
         alike.setdefault((config.identity, config.device), []).append(i)
     groups = []
     for (_, device), members in alike.items():
@@ -38,92 +40,109 @@ def _is_cuda(device: str) -> bool:
     try:
         return device not in {"cpu", "mps"} and resolve_device(device).type == "cuda"
     except VaecliError:
-        return False  # which every run says for itself
+        return False  # every job reports it for itself
 
 
-def in_this_process(
-    planned: Mapping[int, Job], board: Board, stop: Stop, threads: int | None, together: int
+def run_here(
+    planned: Mapping[int, Job], run_jobs: RunJobs, begin: Begin, stop: Stop, resources: Resources
 ) -> Iterator[tuple[int, JobResult]]:
-    """Every outcome, in order."""
-    if threads is not None:
+    """Yield every result, in order."""
+    if resources.threads is not None:
         import torch  # noqa: PLC0415 (nothing else here needs it)
 
-        torch.set_num_threads(threads)
-    for group in in_groups(planned, together, 1):
+        torch.set_num_threads(resources.threads)
+    for group in group_replicates(planned, resources.replicates, 1):
         for i in group:
-            board.began(i)
-        yield from zip(group, complete_together([planned[i] for i in group], stop), strict=True)
+            begin(i)
+        yield from zip(group, run_jobs([planned[i] for i in group], stop), strict=True)
 
 
-def in_processes(
-    planned: Mapping[int, Job], board: Board, stop: Stop, jobs: int, threads: int, together: int
+def run_in_processes(
+    planned: Mapping[int, Job], run_jobs: RunJobs, begin: Begin, stop: Stop, resources: Resources, processes: int
 ) -> Iterator[tuple[int, JobResult]]:
-    """Every outcome as it comes, from so many processes.
+    """Yield every result as it comes, from so many processes.
 
-    When one is killed, by the system or by a fault of a library, all that were at work end with it. Each of their runs
-    then goes on alone, so that the one that kills its process takes no other with it.
+    When one is killed, by the system or by a fault of a library, all that were working end with it. Each of their jobs
+    is then done alone, so that the one that kills its process takes no other with it.
 
     Raises:
-        InterruptedRunError: `stop` said so.
-        VaecliError: The processes cannot begin.
+        InterruptedRunError: `stop` asked for it.
+        VaecliError: The processes cannot start.
     """
+    threads = resources.threads or max(1, (os.cpu_count() or 1) // processes)
     left, suspects = dict(planned), set[int]()
     while left:
         chosen = {min(suspects)} if suspects else set(left)
-        at_once = 1 if suspects else jobs
-        cut: list[int] = []
+        at_once = 1 if suspects else processes
+        killed: list[int] = []
         before = len(left)
-        groups = in_groups({i: left[i] for i in sorted(chosen)}, together, jobs)
-        for i, outcome in _in_a_pool(left, groups, at_once, threads, board, stop):
-            if outcome is None:
-                cut.append(i)
+        groups = group_replicates({i: left[i] for i in sorted(chosen)}, resources.replicates, processes)
+        pool = _Pool(run_jobs, begin, stop, min(at_once, len(groups)), threads)
+        for i, result in pool.results(left, groups):
+            if result is None:
+                killed.append(i)
             else:
                 del left[i]
-                yield i, outcome
-        if not cut and len(left) == before:
-            raise VaecliError("the processes that should do the runs end as soon as they begin; try --jobs 1")
-        if suspects and cut:
-            task = left.pop(cut[0])
-            yield cut[0], JobResult(task.config, task.known, error="its process was killed twice")
-        elif cut:
-            begun = tasks([left[i].config for i in cut], left[cut[0]].work)
-            left |= zip(cut, begun, strict=True)
-        suspects = (suspects - chosen) if suspects else set(cut)
+                yield i, result
+        if not killed and len(left) == before:
+            raise VaecliError("the worker processes end as soon as they start; try --jobs 1")
+        if suspects and killed:
+            job = left.pop(killed[0])
+            yield killed[0], JobResult(job.config, job.run, error="its process was killed twice")
+        elif killed:
+            begun = plan_jobs([left[i].config for i in killed], left[killed[0]].options)
+            left |= zip(killed, begun, strict=True)
+        suspects = (suspects - chosen) if suspects else set(killed)
 
 
-def _in_a_pool(
-    planned: Mapping[int, Job], groups: Sequence[Group], jobs: int, threads: int, board: Board, stop: Stop
-) -> Iterator[tuple[int, JobResult | None]]:
-    """Outcomes as they come, until all groups have theirs or a process is killed; None for those it was killed at."""
-    context = multiprocessing.get_context("spawn")
-    stopping, begun, n_started = context.Event(), context.SimpleQueue(), context.Value("i", 0)
-    with ProcessPoolExecutor(
-        min(jobs, len(groups)), context, _start_worker, (threads, stopping, begun, n_started)
-    ) as pool:
-        with block_sigint():
-            waiting = {pool.submit(_complete_in_worker, {i: planned[i] for i in group}): group for group in groups}
-        while waiting:
-            if stop():
-                stopping.set()
-                pool.shutdown(cancel_futures=True)
-                raise InterruptedRunError("stopped; every run was checkpointed, and the same command goes on")
-            ended, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            while not begun.empty():
-                board.began(begun.get())
-            for future in ended:
-                group = waiting.pop(future)
-                if not isinstance(future.exception(), BrokenExecutor):
-                    yield from zip(group, future.result(), strict=True)
-                    continue
-                for i in board.running.intersection(group):
-                    board.running.discard(i)
-                    yield i, None
+class _Pool:
+    """Run groups of jobs in worker processes.
+
+    Args:
+        run_jobs: Does a group's jobs.
+        begin: Is told which job is being worked on.
+        stop: Is asked again and again whether to checkpoint and stop.
+        processes: How many.
+        threads: Of each.
+    """
+
+    def __init__(self, run_jobs: RunJobs, begin: Begin, stop: Stop, processes: int, threads: int) -> None:
+        self._run_jobs, self._begin, self._stop = run_jobs, begin, stop
+        self._processes, self._threads = processes, threads
+
+    def results(self, planned: Mapping[int, Job], groups: Sequence[Group]) -> Iterator[tuple[int, JobResult | None]]:
+        """Yield results as they come, until all groups are done or a process is killed; None for the jobs it had."""
+        context = multiprocessing.get_context("spawn")
+        stopping, begun, n_started = context.Event(), context.SimpleQueue(), context.Value("i", 0)
+        arguments = (self._threads, stopping, begun, n_started)
+        running: set[int] = set()
+        with ProcessPoolExecutor(self._processes, context, _start_worker, arguments) as pool:
+            with block_sigint():
+                waiting = {
+                    pool.submit(_run_in_worker, self._run_jobs, {i: planned[i] for i in group}): group
+                    for group in groups
+                }
+            while waiting:
+                if self._stop():
+                    stopping.set()
+                    pool.shutdown(cancel_futures=True)
+                    raise InterruptedRunError("stopped; the same command resumes every run from its last checkpoint")
+                ended, _ = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                while not begun.empty():
+                    running.add(i := begun.get())
+                    self._begin(i)
+                for future in ended:
+                    group = waiting.pop(future)
+                    if isinstance(future.exception(), BrokenExecutor):
+                        yield from ((i, None) for i in sorted(running.intersection(group)))
+                    else:
+                        yield from zip(group, future.result(), strict=True)
 
 
 _stopping: Event | None = None
 """In a worker, set when it should checkpoint and stop."""
 _begun: "SimpleQueue[int] | None" = None
-"""In a worker, where it says which run it begins."""
+"""In a worker, where it says which job it begins."""
 
 
 def _start_worker(threads: int, stopping: Event, begun: "SimpleQueue[int]", n_started: "Synchronized[int]") -> None:
@@ -142,16 +161,16 @@ def _start_worker(threads: int, stopping: Event, begun: "SimpleQueue[int]", n_st
 
 
 def _end_with_parent() -> None:
-    """End this process when its parent was killed: nobody would take what it does, and its run could not go on."""
+    """End this process when its parent was killed: nobody would take its results, and its run could not go on."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()
     os._exit(1)
 
 
-def _complete_in_worker(group: Mapping[int, Job]) -> list[JobResult]:
+def _run_in_worker(run_jobs: RunJobs, group: Mapping[int, Job]) -> list[JobResult]:
     assert _stopping is not None
     assert _begun is not None
     for i in group:
         _begun.put(i)
-    return complete_together(list(group.values()), _stopping.is_set)
+    return run_jobs(list(group.values()), _stopping.is_set)

@@ -1,8 +1,9 @@
-"""Many runs on a Ray cluster, whose nodes need share no files with this machine.
+"""Jobs on a Ray cluster, whose nodes need share no files with this machine.
 
-A run goes in legs: a node is given what there is of it, trains for a while, and gives everything back. So checkpoints
-and curves come to this machine while the run goes on, a node that dies takes one leg with it, which is done again from
-where it began, and this machine's process may die as well: the same sweep goes on from what has been delivered.
+A run is trained in slices: a node is sent what there is of it, trains for a while, and sends everything back. So
+checkpoints and curves come to this machine while the run goes on, a node that dies takes one slice with it, which is
+done again from where it began, and this machine's process may die as well: the same sweep continues from the files that
+came back.
 """
 
 import logging
@@ -14,21 +15,19 @@ import threading
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from vaecli.config.schema import Config, is_array
+from vaecli.config.schema import Config, Resources, is_array
 from vaecli.data.sources import fingerprint
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError
 from vaecli.files import lock, remove_temporary_files
-from vaecli.runs.archive import pack, store
 from vaecli.runs.run import LOCK
-from vaecli.sweeps.jobs import Job, JobResult, Resources, evaluated
-from vaecli.sweeps.news import Board
+from vaecli.sweeps.sweep import Job, JobResult, RunJobs
 from vaecli.training.stopping import Stop
 
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")  # read on import; 20 would be a quarter of an hour
@@ -38,49 +37,53 @@ try:
 except ImportError as error:
     raise UsageError("--engine ray needs Ray; install it with: pip install 'vaecli[ray]'") from error
 
-from vaecli.sweeps.ray_worker import Delivery, Leg, do_leg
+from vaecli.sweeps.ray_worker import Slice, SliceResult, pack, store, train_slice
 
-LOSSES = 3
+MAX_LOSSES = 3
 """How often in a row a run is lost with its node or its process before it is given up."""
 POLL = 0.2
 """Seconds between looks at what has arrived, and whether to stop."""
 SECONDS_TO_ANSWER = 5.0
-"""Given to a cluster whose address is named."""
+"""How long a cluster whose address is named has to answer."""
 SECONDS_PER_COUNT = 5.0
-"""Between counts of the cluster's nodes, which come and go."""
+"""The time between counts of the cluster's nodes, which come and go."""
 
 
-def on_a_cluster(
+def run_on_cluster(
     planned: Mapping[int, Job],
-    board: Board,
+    run_jobs: RunJobs,
+    begin: Callable[[int], object],
     stop: Stop,
     resources: Resources,
     *,
     address: str | None = None,
     jobs: int | None = None,
 ) -> Iterator[tuple[int, JobResult]]:
-    """Every outcome as it comes.
+    """Yield every result as it comes. While connected, what Ray prints goes to stderr: stdout is for results.
 
     Args:
-        planned: What is to be done; `runs_dir` is on this machine, `data_dir` on every node.
-        board: Is told what begins.
+        planned: The jobs; `runs_dir` is on this machine, `data_dir` on every node.
+        run_jobs: Does a job, on a node.
+        begin: Is told which job is being worked on.
         stop: Is asked again and again whether to stop.
         resources: What each run may use.
-        address: As for `run_all`.
+        address: As for `run_configs`.
         jobs: Runs at a time; None for as many as there is room for.
 
     Raises:
         UsageError: There is no such cluster, or none of its nodes has what a run may use.
-        InterruptedRunError: `stop` said so.
+        InterruptedRunError: `stop` asked for it.
     """
-    _check_devices([task.config for task in planned.values()], resources)
-    with _connected(address), _Driver(planned, resources) as driver:
+    _check_devices([job.config for job in planned.values()], resources)
+    with redirect_stdout(sys.stderr), _connected(address), _Driver(planned, run_jobs, resources) as driver:
         room = _Room(resources, jobs)
         waiting, under_way = deque(planned), dict[Any, int]()
         while waiting or under_way:
             if stop():
-                raise InterruptedRunError("stopped; the same command goes on from what each run has delivered")
-            most = room.in_hand()
+                raise InterruptedRunError(
+                    "stopped; the same command resumes every run from the last files it sent back"
+                )
+            most = room.n_slices()
             while waiting and len(under_way) < most:
                 i = waiting.popleft()
                 sent = driver.send(i)
@@ -88,28 +91,29 @@ def on_a_cluster(
                     yield i, sent
                 else:
                     under_way[sent] = i
-                    board.began(i)
+                    begin(i)
             arrived, _ = ray.wait([*under_way], num_returns=len(under_way), timeout=POLL) if under_way else ([], [])
             for reference in arrived:
                 i = under_way.pop(reference)
-                outcome = driver.receive(i, reference)
-                if outcome is None:
+                result = driver.receive(i, reference)
+                if result is None:
                     waiting.appendleft(i)
                 else:
-                    yield i, outcome
+                    yield i, result
 
 
 class _Driver:
-    """This machine's part: sends out legs, and keeps what they bring. While a run is under way, it holds its lock."""
+    """Send out slices of runs, and keep what comes back; hold the lock of every run that is under way."""
 
-    def __init__(self, planned: Mapping[int, Job], resources: Resources) -> None:
-        self._tasks, self._resources = dict(planned), resources
+    def __init__(self, planned: Mapping[int, Job], run_jobs: RunJobs, resources: Resources) -> None:
+        self._jobs, self._run_jobs, self._resources = dict(planned), run_jobs, resources
         self._threads = resources.threads or 1
         self._locks: dict[int, BinaryIO] = {}
         self._losses: Counter[int] = Counter()
         self._arrays: dict[str, tuple[str, Any]] = {}
         calls = 1 if resources.gpus else 0  # a process keeps the GPU that it began with, and would keep its memory
-        self._leg = ray.remote(num_cpus=self._threads, num_gpus=resources.gpus, max_retries=0, max_calls=calls)(do_leg)
+        on_node = ray.remote(num_cpus=self._threads, num_gpus=resources.gpus, max_retries=0, max_calls=calls)
+        self._train_slice = on_node(train_slice)
 
     def __enter__(self) -> "_Driver":
         return self
@@ -118,10 +122,10 @@ class _Driver:
         for held in self._locks.values():
             held.close()
 
-    def send(self, i: int) -> "JobResult | ray.ObjectRef[Delivery]":
-        """Have a node do a leg of a run; the outcome, if another process has it."""
-        task = self._tasks[i]
-        run = task.known
+    def send(self, i: int) -> "JobResult | ray.ObjectRef[SliceResult]":
+        """Have a node train a slice of a run; return the job's result at once where that is not possible."""
+        job = self._jobs[i]
+        run, options = job.run, job.options
         try:
             if run is not None and i not in self._locks:
                 self._locks[i] = lock(run.path / LOCK)
@@ -129,60 +133,63 @@ class _Driver:
             files = None if run is None else pack(run)
         except BlockingIOError:
             where = "" if run is None else run.path
-            return self._end(i, JobResult(task.config, run, error=f"{where}: is being trained by another process"))
+            return self._end(i, JobResult(job.config, run, error=f"{where}: is being trained by another process"))
         except OSError as error:
-            return self._end(i, JobResult(task.config, run, error=f"{error.filename}: {error.strerror}"))
-        data_dir = task.work.data_dir
-        return self._leg.remote(
-            Leg(
-                config=task.config,
-                work=replace(task.work, data_dir=None if data_dir is None else data_dir.absolute()),
-                name="" if run is None else run.name,
-                files=files,
-                threads=self._threads,
-                gpus=self._resources.gpus,
-                seconds=self._resources.seconds_per_delivery,
-                command=tuple(sys.argv),
-                array=self._array(task.config.data.name),
-            )
+            return self._end(i, JobResult(job.config, run, error=f"{error.filename}: {error.strerror}"))
+        data_dir = None if options.data_dir is None else options.data_dir.absolute()
+        work = Slice(
+            config=job.config,
+            options=replace(options, data_dir=data_dir),
+            name="" if run is None else run.name,
+            files=files,
+            threads=self._threads,
+            gpus=self._resources.gpus,
+            seconds=self._resources.sync_interval,
+            command=tuple(sys.argv),
+            array=self._array(job.config.data.name),
         )
+        return self._train_slice.remote(work, self._run_jobs)
 
-    def receive(self, i: int, reference: "ray.ObjectRef[Delivery]") -> JobResult | None:
-        """Keep what a node has delivered; None if there is more to be done."""
-        task = self._tasks[i]
+    def receive(self, i: int, reference: "ray.ObjectRef[SliceResult]") -> JobResult | None:
+        """Keep what a node sent back; return None if there is more to be done."""
+        job = self._jobs[i]
         try:
-            delivery: Delivery = ray.get(reference)
+            found: SliceResult = ray.get(reference)
         except RayTaskError as error:
-            return self._end(
-                i, JobResult(task.config, task.known, error=f"{type(error.cause).__name__}: {error.cause}")
-            )
+            return self._end(i, JobResult(job.config, job.run, error=f"{type(error.cause).__name__}: {error.cause}"))
         except RayError as error:
             self._losses[i] += 1
-            if self._losses[i] < LOSSES:
+            if self._losses[i] < MAX_LOSSES:
                 return None
-            why = f"lost {LOSSES} times in a row: {str(error).strip().splitlines()[0]}"
-            return self._end(i, JobResult(task.config, task.known, error=why))
+            why = f"lost {MAX_LOSSES} times in a row: {str(error).strip().splitlines()[0]}"
+            return self._end(i, JobResult(job.config, job.run, error=why))
         self._losses[i] = 0
-        for note in delivery.notes:
-            warnings.warn(note, ReproducibilityWarning, stacklevel=2)
-        run = task.known
-        if delivery.files is not None:
-            run = store(delivery.files, run, task.work.runs_dir / (task.config.name or "default"), delivery.name)
-            self._tasks[i] = replace(task, known=run)
-        if delivery.error is not None:
-            return self._end(i, JobResult(task.config, run, error=delivery.error))
-        if delivery.evaluation is not None and run is not None:
-            return self._end(i, evaluated(task.config, run, run.path / delivery.evaluation))
-        return None
+        for message in found.warnings:
+            warnings.warn(message, ReproducibilityWarning, stacklevel=2)
+        result = self._keep(i, found)
+        return None if result is None else self._end(i, result)
 
-    def _end(self, i: int, outcome: JobResult) -> JobResult:
+    def _keep(self, i: int, found: SliceResult) -> JobResult | None:
+        """Store the files of a run; return the job's result if it is complete."""
+        job = self._jobs[i]
+        run = job.run
+        if found.files is not None:
+            run = store(found.files, run, job.options.runs_dir / (job.config.name or "default"), found.name)
+            self._jobs[i] = replace(job, run=run)
+        if found.error is not None:
+            return JobResult(job.config, run, error=found.error)
+        if found.evaluation is None or run is None:
+            return None
+        return JobResult.read(job.config, run, run.path / found.evaluation)
+
+    def _end(self, i: int, result: JobResult) -> JobResult:
         held = self._locks.pop(i, None)
         if held is not None:
             held.close()
-        return outcome
+        return result
 
     def _array(self, name: str) -> tuple[str, Any] | None:
-        """The user's own images, put where every node can have them, once."""
+        """Put the user's own images where every node can have them, once."""
         if not is_array(name):
             return None
         if name not in self._arrays:
@@ -191,7 +198,7 @@ class _Driver:
 
 
 class _Room:
-    """How many runs the cluster has room for, counted anew now and then: nodes come and go."""
+    """Count how many runs the cluster has room for, again now and then, since nodes come and go."""
 
     def __init__(self, resources: Resources, jobs: int | None) -> None:
         self._resources, self._jobs = resources, jobs
@@ -200,8 +207,8 @@ class _Room:
             gpus = f" and {resources.gpus:g} of a GPU" if resources.gpus else ""
             raise UsageError(f"resources: no node of the cluster has {resources.threads or 1} of a CPU{gpus} for a run")
 
-    def in_hand(self) -> int:
-        """Runs to have sent: some more than can be worked on, so that no node waits for this machine."""
+    def n_slices(self) -> int:
+        """Return how many slices to have sent: some more than there is room for, so that no node waits."""
         if time.monotonic() - self._counted_at > SECONDS_PER_COUNT:
             self._count()
         room = self._found + max(1, self._found // 4)
@@ -226,7 +233,7 @@ def _check_devices(configs: Sequence[Config], resources: Resources) -> None:
 
 @contextmanager
 def _connected(address: str | None) -> Iterator[None]:
-    """Ray, connected for as long as needed; if it was before, it stays so. Raises UsageError."""
+    """Connect to Ray for as long as needed; if it was connected before, it stays so. Raises UsageError."""
     if ray.is_initialized():
         yield
         return
@@ -238,7 +245,7 @@ def _connected(address: str | None) -> Iterator[None]:
         _check_answers(address)
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"--address {address}: no Ray cluster is to be had there ({error})") from error
+        raise UsageError(f"--address {address}: no Ray cluster answers there ({error})") from error
     if on_main_thread:
         signal.signal(signal.SIGTERM, on_term)  # Ray has put its own in place
     try:
@@ -248,7 +255,7 @@ def _connected(address: str | None) -> Iterator[None]:
 
 
 def _check_answers(address: str) -> None:
-    """See that somebody listens at host:port, for Ray itself would wait for minutes. Raises OSError or ValueError."""
+    """Check that somebody listens at host:port, since Ray would wait for minutes. Raises OSError or ValueError."""
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()

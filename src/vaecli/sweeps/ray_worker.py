@@ -1,13 +1,17 @@
-"""A leg of a run: what a node of a cluster is asked to do, does, and gives back."""
+"""What a node of a cluster does: train a slice of a run, and send its files back.
+
+Files travel as bytes, since the machines of a cluster need share no disk.
+"""
 
 import functools
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,111 +21,205 @@ import ray
 
 from vaecli.config.schema import Config
 from vaecli.data.sources import fingerprint, stand_in
-from vaecli.errors import DataError, InterruptedRunError, ReproducibilityWarning
-from vaecli.files import lock, write_atomically
-from vaecli.runs.archive import Files, pack, unpack
-from vaecli.runs.run import LOCK, list_runs
-from vaecli.sweeps.jobs import Job, JobOptions, JobResult, complete
+from vaecli.errors import DataError, InterruptedRunError, ReproducibilityWarning, VaecliError
+from vaecli.files import lock, write_atomically, write_bytes, write_directory
+from vaecli.runs.run import CHECKPOINTS, FOLDERS, LOCK, LOGS, Run, list_runs
+from vaecli.sweeps.sweep import Job, JobOptions, JobResult, RunJobs
 
-SCRATCH = "vaecli-leg-"
+SCRATCH = "slice-"
 """How the names of scratch directories begin."""
+Files = Mapping[str, bytes]
+"""Contents by path below the run directory."""
 
 
 @dataclass(frozen=True)
-class Leg:
-    """What a node is asked to do."""
+class Slice:
+    """Describe what a node is asked to do: some seconds of training of one run, and its evaluation at the end."""
 
     config: Config
-    work: JobOptions
+    options: JobOptions
     name: str
+    """Of the run directory; empty for a new run."""
     files: Files | None
     """Of the run so far; None for a new one."""
     threads: int
     gpus: float
     seconds: float
-    """Of training, after which it stops, to be gone on with in another leg."""
+    """Of training, after which it stops, to be continued in another slice."""
     command: tuple[str, ...]
     array: tuple[str, Any] | None
-    """Of the user's own images, if they are: their SHA-256, and a reference to their file's content."""
+    """Of the user's own images, if the run has any: their SHA-256, and a reference to their file's content."""
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """What a node gives back."""
+class SliceResult:
+    """Hold what a node sends back."""
 
     name: str
     """Of the run directory."""
     files: Files | None
-    """None where it came to nothing before there was a run."""
+    """None where there was an error before there was a run."""
     evaluation: str | None = None
-    """Where in the run directory the evaluation stands, once all is done."""
+    """The evaluation's path in the run directory, once all is done."""
     error: str | None = None
-    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
 
 
-def do_leg(leg: Leg) -> Delivery:
-    """On a node: go on with a run, or begin it, until it is done or its time is up."""
-    if not leg.gpus:
+def train_slice(work: Slice, run_jobs: RunJobs) -> SliceResult:
+    """Start or resume a run on a node, until it is done or its time is up."""
+    if not work.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides none from a task that asked for none
     import torch  # noqa: PLC0415
 
-    torch.set_num_threads(leg.threads)
-    sys.argv = [*leg.command]
-    if leg.array is not None:
-        have_array(leg.config.data.name, *leg.array)
+    torch.set_num_threads(work.threads)
+    sys.argv = [*work.command]
+    if work.array is not None:
+        fetch_array(work.config.data.name, *work.array)
     with scratch() as directory, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ReproducibilityWarning)
-        run = None if leg.files is None else unpack(leg.files, directory / "runs" / leg.name)
-        task = Job(leg.config, run, replace(leg.work, runs_dir=directory))
-        outcome: JobResult | None = None
+        run = None if work.files is None else unpack(work.files, directory / "runs" / work.name)
+        result: JobResult | None = None
         with suppress(InterruptedRunError):
-            outcome = complete(task, After(leg.seconds))
+            (result,) = run_jobs(
+                [Job(work.config, run, replace(work.options, runs_dir=directory))], After(work.seconds)
+            )
         runs = list_runs(directory)
-        return Delivery(
+        path = None if result is None else result.path
+        return SliceResult(
             name=runs[0].name if runs else "",
             files=pack(runs[0]) if runs else None,
-            evaluation=str(Path(path).relative_to(runs[0].path)) if (path := _evaluation(outcome)) else None,
-            error=None if outcome is None else outcome.error,
-            notes=tuple(str(w.message) for w in caught if issubclass(w.category, ReproducibilityWarning)),
+            evaluation=None if path is None else str(path.relative_to(runs[0].path)),
+            error=None if result is None else result.error,
+            warnings=tuple(str(w.message) for w in caught if issubclass(w.category, ReproducibilityWarning)),
         )
 
 
 class After:
-    """Says to stop once some seconds have passed since it was first asked: what comes before a step does not count."""
+    """Ask to stop once some seconds have passed since the first call: what comes before a step does not count."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._began: float | None = None
 
     def __call__(self) -> bool:
-        """Whether to stop."""
+        """Return whether to stop."""
         now = time.monotonic()
         self._began = now if self._began is None else self._began
         return now - self._began >= self._seconds
 
 
+def node_directory() -> Path:
+    """Return a directory on this node in which only this user can write. Raises VaecliError where it is not so."""
+    owner = os.getuid() if hasattr(os, "getuid") else 0
+    path = Path(tempfile.gettempdir()) / f"vaecli-{owner}"
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != owner or status.st_mode & 0o077:
+        raise VaecliError(f"{path}: can be written by others, or belongs to another user; remove it, or set TMPDIR")
+    return path
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory for one leg; those that killed processes left on this node are removed on the way."""
-    parent = Path(tempfile.gettempdir())
-    for path in parent.glob(f"{SCRATCH}*"):
-        with suppress(OSError), lock(path / LOCK):
-            shutil.rmtree(path, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=SCRATCH) as made, lock(Path(made) / LOCK):
-        yield Path(made)
+    """Make a directory for one slice; remove those that killed processes left on this node.
+
+    A directory is made, locked and removed under one lock of the node, so that no other slice takes it for left over
+    between its making and its locking.
+    """
+    with _node_lock() as parent:
+        for path in parent.glob(f"{SCRATCH}*"):
+            with suppress(OSError), lock(path / LOCK):
+                shutil.rmtree(path, ignore_errors=True)
+        made = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
+        held = lock(made / LOCK)
+    try:
+        yield made
+    finally:
+        with _node_lock(), held:
+            shutil.rmtree(made, ignore_errors=True)
 
 
-def _evaluation(outcome: JobResult | None) -> str | None:
-    return None if outcome is None else outcome.figures.get("path")
+@contextmanager
+def _node_lock() -> Iterator[Path]:
+    """Wait for the lock that all slices of this user on this node share, and hold it."""
+    directory = node_directory()
+    while True:
+        try:
+            held = lock(directory / LOCK)
+            break
+        except BlockingIOError:
+            time.sleep(0.01)
+    with held:
+        yield directory
 
 
 @functools.cache
-def have_array(name: str, sha256: str, content: Any) -> None:
-    """See that this node has the user's own images, under their name or in a copy."""
+def fetch_array(name: str, sha256: str, content: Any) -> None:
+    """Make sure that this node has the user's own images, under their name or in a copy of the same content."""
     with suppress(DataError):
         if fingerprint(name) == sha256:
             return
-    copy = Path(tempfile.gettempdir()) / f"vaecli-{sha256}{Path(name).suffix}"
-    if not copy.is_file():
+    copy = node_directory() / f"{sha256}{Path(name).suffix}"
+    if not copy.is_file() or fingerprint(str(copy)) != sha256:
         write_atomically(copy, lambda file: file.write(ray.get(content).data))
     stand_in(name, copy)
+
+
+def pack(run: Run) -> dict[str, bytes]:
+    """Read all files of a run but locks and temporary files."""
+    return {str(path.relative_to(run.path)): path.read_bytes() for path in _files(run.path)}
+
+
+def unpack(files: Files, path: Path, write: Callable[[Path, bytes], object] = Path.write_bytes) -> Run:
+    """Write a run's files into a directory that is there for nothing else."""
+    for name in FOLDERS:
+        (path / name).mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        write(path / name, content)
+    return Run(path)
+
+
+def store(files: Files, run: Run | None, parent: Path, name: str) -> Run:
+    """Replace a run's files by those that came back, in an order in which it can be resumed at every instant.
+
+    Args:
+        files: From `pack`.
+        run: The run as it is here; None if it is new.
+        parent: Where a new one goes.
+        name: Of a new one, if no other has it.
+
+    Raises:
+        VaecliError: It cannot be written.
+    """
+    where = parent if run is None else run.path
+    try:
+        if run is None:
+            return Run(write_directory(parent, name, lambda path: unpack(files, path, write_bytes)))
+        for part in _in_order(files):
+            (run.path / part).parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(run.path / part, files[part])
+    except OSError as error:
+        raise VaecliError(f"{where}: cannot be written: {error.strerror}") from error
+    return Run(run.path)
+
+
+def _in_order(files: Files) -> list[str]:
+    """Order files so that what is read first comes last: logs, the checkpoint with their lengths, metrics, the status.
+
+    The best checkpoint comes before the last, and an evaluation's metrics of every image before their means.
+    """
+    order = [*LOGS, f"{CHECKPOINTS}/best.pt", f"{CHECKPOINTS}/last.pt"]
+    rest = [name for name in files if name not in order]
+    last = [name for name in rest if Path(name).suffix == ".json"]
+    return (
+        [name for name in order if name in files]
+        + [name for name in rest if name not in last]
+        + sorted(last, key="status.json".__eq__)
+    )
+
+
+def _files(path: Path) -> Iterator[Path]:
+    for found in sorted(path.rglob("*")):
+        if found.is_file() and not any(part.startswith(".") for part in found.relative_to(path).parts):
+            yield found

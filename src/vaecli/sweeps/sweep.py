@@ -1,41 +1,37 @@
-"""Sweeps: every combination of some settings, and any points beside them, each trained and evaluated once."""
+"""Which runs a sweep or a comparison has, and what became of each. Needs no torch.
+
+A comparison of decoders is a sweep over decoder and seed.
+"""
 
 import itertools
-import json
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import yaml
+from numpy.typing import NDArray
 from pydantic import Field
 
 from vaecli.config.loading import load_config, load_yaml, override
-from vaecli.config.schema import Config, Section
-from vaecli.config.settings import setting
+from vaecli.config.schema import Config, EvaluationSpec, Resources, Section, get_setting
 from vaecli.data.sources import fingerprint
-from vaecli.errors import ConfigError
-from vaecli.sweeps.claims import claim
-from vaecli.sweeps.execution import Engine, run_all
-from vaecli.sweeps.jobs import JobOptions, JobResult, Resources
-from vaecli.sweeps.news import Watch, ignore
-from vaecli.training.stopping import Stop, never
+from vaecli.errors import ConfigError, VaecliError
+from vaecli.evaluation.result import Evaluation, read_evaluation
+from vaecli.runs.run import Run, list_runs
+from vaecli.training.stopping import Stop
 
-PLAN = "sweep.json"
+DECODER, SEED = "model.decoder", "seed"
 
 
-class EvaluationSpec(Section):
-    """How each run is evaluated, on the test split."""
-
-    k: int = Field(100, ge=1, le=10_000_000)
-    """Importance samples per image."""
-    binarised: bool = True
-    """Whether the bridge to binarised images is crossed, for which most decoders need an encoder fitted anew."""
+SHARED_CORES = Resources(threads=None)
+"""Every run has its share of the cores."""
 
 
 class Spec(Section):
-    """The YAML of a sweep."""
+    """Describe the YAML of a sweep."""
 
     base: str = "bernoulli"
     """A config, by path or name."""
@@ -49,45 +45,36 @@ class Spec(Section):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A spec whose every point is a valid config."""
+    """Hold the runs of a sweep, each a valid config, and how they are trained and evaluated."""
 
+    kind: str
+    """"sweep" or "comparison"."""
     name: str
-    spec: Spec
+    base: Config
     base_source: str
     """The base, as `--config` takes it."""
-    base: Config
+    keys: tuple[str, ...]
+    """The settings that vary, in the order in which they were named."""
     configs: tuple[Config, ...]
+    resources: Resources
+    evaluation: EvaluationSpec
+    spec: Spec | None = None
+    """The YAML, if there is one."""
 
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """The settings that vary, in the order in which the spec names them."""
-        named = itertools.chain(self.spec.grid, *self.spec.points)
-        return tuple(dict.fromkeys(named))
-
-    def command(self, outcome: JobResult) -> str:
-        """The command line that does a run again, or goes on with it."""
-        if outcome.run is not None and outcome.run.last.is_file():
-            return shlex.join(["vae", "train", "--resume", str(outcome.run.path)])
-        settings = [f"{key}={_as_yaml(setting(outcome.config, key))}" for key in self.keys]
+    def command(self, result: "JobResult") -> str:
+        """Return the command line that does a run again, or resumes it."""
+        if result.run is not None and result.run.last.is_file():
+            return shlex.join(["vae", "train", "--resume", str(result.run.path)])
+        settings = [f"{key}={_as_yaml(get_setting(result.config, key))}" for key in self.keys]
         return shlex.join(["vae", "train", "--config", self.base_source, *settings])
 
 
-@dataclass(frozen=True)
-class Swept:
-    """A sweep and what came of it, in the order of its configs."""
-
-    sweep: Sweep
-    outcomes: tuple[JobResult, ...]
-    data_dir: Path | None = None
-
-    @property
-    def failed(self) -> list[JobResult]:
-        """The runs that came to nothing."""
-        return [outcome for outcome in self.outcomes if outcome.error]
-
-
 def load_sweep(path: Path) -> Sweep:
-    """Read a spec and validate all of its points. Raises ConfigError with everything that is wrong with any."""
+    """Read the YAML of a sweep and validate all of its points.
+
+    Raises:
+        ConfigError: Listing everything that is wrong with any of them.
+    """
     spec = load_yaml(path, Spec)
     if not spec.grid and not spec.points:
         raise ConfigError([f"{path}: names no runs; give it a grid or points"])
@@ -106,55 +93,187 @@ def load_sweep(path: Path) -> Sweep:
             configs.setdefault(config.identity, config)
     if problems:
         raise ConfigError(list(problems))
-    return Sweep(path.stem, spec, base_source, base, tuple(configs.values()))
+    return Sweep(
+        kind="sweep",
+        name=path.stem,
+        base=base,
+        base_source=base_source,
+        keys=tuple(dict.fromkeys(itertools.chain(spec.grid, *spec.points))),
+        configs=tuple(configs.values()),
+        resources=spec.resources,
+        evaluation=spec.evaluation,
+        spec=spec,
+    )
 
 
-def run_sweep(
-    sweep: Sweep,
-    out: Path,
-    *,
-    runs_dir: Path,
-    data_dir: Path | None = None,
-    engine: Engine = "local",
-    address: str | None = None,
-    jobs: int | None = None,
-    watch: Watch = ignore,
-    stop: Stop = never,
-) -> Swept:
-    """Train and evaluate what of a sweep is missing.
+def comparison(base: Config, decoders: Sequence[str], n_seeds: int, evaluation: EvaluationSpec) -> Sweep:
+    """Return the sweep over decoders and seeds; all decoders of one seed come before the next seed.
 
     Args:
-        sweep: From `load_sweep`.
-        out: The directory of its results; it remembers which sweep it holds.
-        runs_dir: Where the runs are looked for and made.
-        data_dir: As for `train`.
-        engine: As for `run_all`.
-        address: As for `run_all`.
-        jobs: As for `run_all`.
-        watch: Is told of every run that begins or ends.
-        stop: Is asked again and again whether to checkpoint and stop.
-
-    Raises:
-        UsageError: The directory holds another sweep, or the cluster is not there or too small.
-        DataError: The images cannot be read.
-        VaecliError: The directory cannot be written.
-        InterruptedRunError: `stop` said so; the same call goes on.
+        base: The config that all share; its seed is the first.
+        decoders: Names of `LIKELIHOODS`.
+        n_seeds: How many seeds, counted up from the base's.
+        evaluation: How each run is evaluated.
     """
-    spec = sweep.spec
-    terms = {"evaluation": spec.evaluation.model_dump(), "data_sha256": fingerprint(sweep.base.data.name)}
-    claim(out, PLAN, terms, [json.loads(config.identity) for config in sweep.configs])
-    work = JobOptions(runs_dir, data_dir, spec.evaluation.k, spec.evaluation.binarised)
-    outcomes = run_all(
-        sweep.configs,
-        work,
-        engine=engine,
-        address=address,
-        jobs=jobs,
-        resources=spec.resources,
-        watch=watch,
-        stop=stop,
-    )
-    return Swept(sweep, outcomes, data_dir)
+    name = base.name or "comparison"
+    seeds = range(base.seed, base.seed + n_seeds)
+    configs = [_with_decoder(base, decoder, seed, name) for seed in seeds for decoder in decoders]
+    source = base.name or "bernoulli"
+    return Sweep("comparison", name, base, source, (DECODER, SEED), tuple(configs), SHARED_CORES, evaluation)
+
+
+def _with_decoder(base: Config, decoder: str, seed: int, name: str) -> Config:
+    model = base.model.model_copy(update={"decoder": decoder})
+    return base.model_copy(update={"model": model, "seed": seed, "name": name})
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """Describe what is done with every config."""
+
+    runs_dir: Path
+    data_dir: Path | None = None
+    evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Describe one run that is to be trained and evaluated."""
+
+    config: Config
+    run: Run | None
+    """The run, if it was begun before."""
+    options: JobOptions
+
+
+def plan_jobs(configs: Sequence[Config], options: JobOptions) -> list[Job]:
+    """Return a job for each config, with the run that was begun before, if any. Raises DataError."""
+    names = {config.data.name for config in configs}
+    known = {name: known_runs(options.runs_dir, fingerprint(name)) for name in names}
+    return [Job(config, known[config.data.name].get(config.identity), options) for config in configs]
+
+
+def known_runs(runs_dir: Path, data_sha256: str | None) -> dict[str, Run]:
+    """Return the runs of these images by identity; of several with the same, the one that has come furthest."""
+    known: dict[str, Run] = {}
+    epochs: dict[str, int] = {}
+    for run in list_runs(runs_dir):
+        status = run.status
+        try:
+            key = status.get("identity") or run.config.identity
+        except VaecliError:
+            continue
+        environment = run.environment
+        if environment.get("initialised_from") or environment.get("data_sha256") != data_sha256:
+            continue  # weights of another run are no seed, and images of the same name may be others
+        if key not in known or status.get("epoch", 0) > epochs[key]:
+            known[key], epochs[key] = run, status.get("epoch", 0)
+    return known
+
+
+@dataclass(frozen=True)
+class JobResult:
+    """Hold the outcome of one job: a run and its evaluation, or an error."""
+
+    config: Config
+    run: Run | None
+    evaluation: Evaluation | None = None
+    seconds_per_epoch: float | None = None
+    path: Path | None = None
+    """The file of the evaluation; beside it, an .npz of the same name has the metrics of every image."""
+    error: str | None = None
+
+    @classmethod
+    def read(cls, config: Config, run: Run, path: Path) -> "JobResult":
+        """Return the result of a run whose evaluation stands in a file. Raises VaecliError where it cannot be used."""
+        seconds = [row["seconds"] for row in run.metrics if row["split"] == "train"]
+        median = float(np.median(np.diff(seconds, prepend=0.0)))  # over epochs, whatever slowed some of them down
+        return cls(config, run, read_evaluation(path), median, path)
+
+    @property
+    def decoder(self) -> str:
+        """Return the decoder's name."""
+        return self.config.model.decoder
+
+    @property
+    def seed(self) -> int:
+        """Return the seed."""
+        return self.config.seed
+
+    def metric(self, name: str) -> float | None:
+        """Return a metric of the evaluation, or the seconds per epoch; None where the run has none."""
+        if name == "seconds_per_epoch":
+            return self.seconds_per_epoch
+        value = None if self.evaluation is None else getattr(self.evaluation, name)
+        return None if value is None else float(value)
+
+    def per_image(self, name: str) -> NDArray[np.float64] | None:
+        """Return a metric for every image that was evaluated, if there is one."""
+        if self.path is None:
+            return None
+        with np.load(self.path.with_suffix(".npz")) as arrays:
+            return arrays[name].astype(np.float64) if name in arrays.files else None
+
+
+RunJobs = Callable[[Sequence[Job], Stop], list[JobResult]]
+"""Does one job, or several that differ in nothing but the seed; see `vaecli.sweeps.jobs.run_jobs`."""
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """Hold a sweep and the results of its jobs; those of a comparison by decoder, then by seed."""
+
+    sweep: Sweep
+    results: tuple[JobResult, ...]
+    data_dir: Path | None = None
+    """Where torchvision's data sets are."""
+
+    @property
+    def done(self) -> list[JobResult]:
+        """Return the results that have an evaluation."""
+        return [result for result in self.results if not result.error]
+
+    @property
+    def failed(self) -> list[JobResult]:
+        """Return the results that are errors."""
+        return [result for result in self.results if result.error]
+
+    @property
+    def decoders(self) -> tuple[str, ...]:
+        """Return the decoders' names, in the order of the results."""
+        return tuple(dict.fromkeys(result.decoder for result in self.results))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Return the seeds, in the order of the results."""
+        return tuple(dict.fromkeys(result.seed for result in self.results))
+
+    def of(self, decoder: str) -> list[JobResult]:
+        """Return a decoder's results that have an evaluation."""
+        return [result for result in self.done if result.decoder == decoder]
+
+
+@dataclass(frozen=True)
+class SweepUpdate:
+    """Describe how far a sweep has come."""
+
+    configs: Sequence[Config]
+    """Of all runs."""
+    results: Sequence[JobResult]
+    """In the order in which they came; it grows from one update to the next."""
+    running: Sequence[int]
+    """The numbers of the configs that are being worked on."""
+    seconds_left: float | None
+    """At the pace so far; None before any run has been worked on."""
+
+
+SweepCallback = Callable[[SweepUpdate], None]
+
+
+def metrics(results: Sequence[JobResult], name: str) -> list[float]:
+    """Return a metric over runs; nothing where one of them has none."""
+    values = [result.metric(name) for result in results]
+    return [] if None in values else [value for value in values if value is not None]
 
 
 def _points(spec: Spec) -> Sequence[Mapping[str, Any]]:
@@ -168,6 +287,6 @@ def _as_yaml(value: Any) -> str:
 
 
 def _beside(base: str, path: Path) -> str:
-    """A base beside the spec is found from any directory."""
+    """Return the path of a base beside the spec, so that it is found from any directory; else the base as it is."""
     beside = path.parent / base
     return str(beside) if beside.is_file() else base

@@ -1,6 +1,5 @@
 """A session of training: one run being trained in this process, from where it stands to its end or to a stop."""
 
-import os
 import time
 import warnings
 from collections.abc import Generator, Mapping
@@ -24,6 +23,7 @@ from vaecli.errors import (
     ReproducibilityWarning,
     UsageError,
     VaecliError,
+    in_plain_words,
 )
 from vaecli.model.estimators import Bound, evaluate_bound
 from vaecli.runs.checkpoint import Checkpoint, load_checkpoint
@@ -44,7 +44,7 @@ RESUMABLE = ("training.epochs", "training.patience", "device")
 
 @dataclass(frozen=True)
 class Controls:
-    """Hold who is told how a run goes on, and who may end it; each as for `vaecli.training.loop.train`."""
+    """Hold who is told how a run goes on, and who may end it; each as for `train`."""
 
     callback: TrainingCallback | None = None
     stop: Stop = never
@@ -182,12 +182,9 @@ class Session:
     def _has_converged(self) -> bool:
         """Return whether the last `patience` epochs brought no better bound, and there are more to come."""
         progress, training = self.state.progress, self.state.config.training
-        return (
-            training.patience is not None
-            and len(self.dataset.validation) > 0
-            and progress.epoch < training.epochs
-            and progress.epoch - progress.best_epoch >= training.patience
-        )
+        if training.patience is None or not len(self.dataset.validation):
+            return False
+        return progress.epoch < training.epochs and progress.epoch - progress.best_epoch >= training.patience
 
     def _save_if_due(self) -> None:
         if time.perf_counter() - self._saved_at > SECONDS_PER_CHECKPOINT:
@@ -196,14 +193,6 @@ class Session:
     def _save(self) -> None:
         self._recorder.save(self._best)
         self._best, self._saved_at = None, time.perf_counter()
-
-
-def in_plain_words(error: Exception, replicates: int) -> Exception:
-    """Return what to raise in place of an error: out of memory is named with its remedy, any other is unchanged."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error):
-        fewer = f", or resources.replicates, which is {replicates} here," if replicates > 1 else ""
-        return VaecliError(f"out of memory; make training.batch_size, objective.L or model.hidden_dim{fewer} smaller")
-    return error
 
 
 def start_session(
@@ -215,15 +204,9 @@ def start_session(
     init_from: Run | None = None,
     share: Session | None = None,
 ) -> Session:
-    """Make the run directory of a new run, and all that it needs to be trained.
+    """Make the run directory of a new run, and all that it needs to be trained; arguments and errors as for `train`.
 
-    Args:
-        config: As for `vaecli.training.loop.train`, like `runs_dir`, `data_dir` and `init_from`, with its errors.
-        runs_dir: Where the run directory is made.
-        data_dir: Where torchvision's data sets are.
-        controls: Who is told, and who may end it.
-        init_from: A run whose weights to start from.
-        share: A session whose images can be shared, its config being the same but for the seed.
+    `share` is a session whose images can be used, its config being the same but for the seed.
     """
     state, dataset = _first_state(config, data_dir, init_from, share)
     run = create_run(
@@ -246,15 +229,10 @@ def resume_session(
     replicates: int = 1,
     share: Session | None = None,
 ) -> Session:
-    """Bring a run back to where it was; the lock is taken before anything is read, so that nothing read is stale.
+    """Bring a run back to where it was; arguments and errors as for `resume`, `share` as for `start_session`.
 
-    Args:
-        run: As for `vaecli.training.loop.resume`, like `config` and `data_dir`, with its errors.
-        config: The run's own, changed in nothing but `RESUMABLE` settings; None for as it was.
-        data_dir: Where torchvision's data sets are.
-        controls: Who is told, and who may end it.
-        replicates: How many runs are trained as one batched program, with this one.
-        share: As for `start_session`.
+    `replicates` is how many runs are trained as one batched program, with this one. The lock is taken before anything
+    is read, so that nothing that was read is out of date.
     """
     if run.file is not None and run.file.resolve() != run.last.resolve():
         raise UsageError(f"{run.file}: a run goes on from its last checkpoint; --init-from starts anew from this one")
@@ -269,9 +247,11 @@ def resume_session(
             torch.set_num_threads(checkpoint.threads)
             state, dataset = _first_state(config, data_dir, None, share)
             state.restore(checkpoint)
-            if checkpoint.progress.step:
-                now = devices.conditions(state.vae.device, replicates, compiled=state.compiled)
-                _warn_of_other_bits(run, checkpoint, now)
+            now = devices.conditions(state.vae.device, replicates, compiled=state.compiled)
+            changes = checkpoint.changed_conditions(now) if checkpoint.progress.step else []
+            if changes:
+                message = f"{run.name}: may not end in the same bits as an uncut run: {'; '.join(changes)}"
+                warnings.warn(message, ReproducibilityWarning, stacklevel=3)
         run.write_config(config)
     except BaseException:
         lock.close()
@@ -296,24 +276,6 @@ def _first_state(
             raise UsageError(f"{init_from.name}: has the weights of another model; the `model` sections must agree")
         state.load_weights(init_from.checkpoint)
     return state, dataset
-
-
-def _warn_of_other_bits(run: Run, checkpoint: Checkpoint, now: Mapping[str, str]) -> None:
-    """Say what is not as it was: sums are taken in another order by other hardware and other versions."""
-    before, cores = devices.DEFAULTS | checkpoint.conditions, os.cpu_count() or 1
-    changes = [
-        f"{name} {before.get(name, 'unknown')} before, {value} now"
-        for name, value in now.items()
-        if before.get(name) != value
-    ]
-    if checkpoint.threads > cores:
-        changes.append(f"{checkpoint.threads} threads, on {cores} cores now")
-    if changes:
-        warnings.warn(
-            f"{run.name}: may not end in the same bits as an uncut run: {'; '.join(changes)}",
-            ReproducibilityWarning,
-            stacklevel=4,
-        )
 
 
 def _resumable(run: Run, checkpoint: Checkpoint | None, config: Config | None) -> Config:

@@ -1,4 +1,4 @@
-"""How training is asked to stop before its end: by a signal of its user, or by a limit set beforehand."""
+"""How training is asked to stop before its end: by a signal, or by a limit set beforehand."""
 
 import re
 import signal
@@ -22,7 +22,7 @@ def never() -> bool:
 
 @contextmanager
 def block_sigint() -> Iterator[None]:
-    """Processes begun here do not hear its signals, from their first instant; this one does, a moment later."""
+    """Block SIGINT: processes started here never receive it from the terminal; this one does, a moment later."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -32,14 +32,14 @@ def block_sigint() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Limit:
-    """How much of a run to do at most, counted from now. Without limits by default."""
+    """Hold how long to train at most, counted from now; by default without limits."""
 
     seconds: float | None = None
     images: int | None = None
     _began: float = field(default_factory=time.monotonic)
 
     def reached(self, images: int) -> str | None:
-        """Which limit has been reached, if any, once so many images have been seen."""
+        """Return which limit has been reached, if any, once so many images have been seen."""
         if self.images is not None and images >= self.images:
             return f"{self.images:,} images"
         if self.seconds is not None and time.monotonic() - self._began >= self.seconds:
@@ -48,9 +48,9 @@ class Limit:
 
 
 def duration(text: str) -> float:
-    """The seconds that `90`, `90s`, `1.5h`, `2d` or `1h30m` stand for. Raises UsageError."""
+    """Return the seconds that `90`, `90s`, `1.5h`, `2d` or `1h30m` stand for. Raises UsageError."""
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", text)
     seconds = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
     if "".join(number + unit for number, unit in parts) != text or not 0 < seconds < 1e9:
-        raise UsageError(f"{text!r}: is no duration; write 90s, 45m, 2h, 1h30m or 2d")
+        raise UsageError(f"{text!r}: is not a duration; write 90s, 45m, 2h, 1h30m or 2d")
     return seconds

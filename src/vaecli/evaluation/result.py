@@ -1,0 +1,88 @@
+"""The metrics of one checkpoint on one split, and reading them again. Needs no torch."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import TypeAdapter, ValidationError
+
+from vaecli.errors import VaecliError
+
+LOOSE = 5.0
+"""A median effective sample size below this marks a bound as loose."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Hold the metrics of one checkpoint on one split: means over images, in nats per image unless said otherwise."""
+
+    run: str
+    checkpoint: str
+    split: str
+    n_images: int
+    k: int
+    seed: int
+    decoder: str
+    support: str
+    observed: str
+    """How pixels became x."""
+    is_likelihood: bool
+    caveat: str | None
+    elbo: float
+    elbo_se: float
+    """Standard errors are over images."""
+    log_likelihood: float
+    log_likelihood_se: float
+    kl: float
+    kl_se: float
+    log_evidence: float
+    log_evidence_se: float
+    log_evidence_mc_se: float
+    """The Monte-Carlo error of log_evidence, with the images fixed."""
+    log_evidence_by_k: dict[str, float]
+    effective_sample_size: float
+    """Median over images."""
+    active_units: int
+    kl_per_dimension: list[float] | None
+    """None where the KL term has no closed form."""
+    mean_squared_error: float
+    """Of the decoder's mean at the posterior mean, in units of the 0..1 pixel."""
+    pixels_at_floor: float | None
+    bits_per_dim: float | None
+    """-log P(k)/(D ln 2) on the 256 levels, a density integrated over each level only."""
+    bits_per_dim_se: float | None
+    mass_outside: float | None
+    """The mass of a pixel outside [0, 1), on average: with those of the 256 levels it adds up to 1."""
+    bits_per_dim_clamped: float | None
+    """With the tails given to the edge levels: another, censored model. It ranks nothing."""
+    binarised_nll: float | None
+    """-log p(b) for one dynamic binarisation of the split, the same for every run."""
+    binarised_nll_se: float | None
+    binarised_nll_by_k: dict[str, float] | None
+    binarised_effective_sample_size: float | None
+    binarised_is_loose: bool | None
+    """Whether the median effective sample size is below 5: a loose bound."""
+
+
+class NotFiniteError(VaecliError):
+    """Signal an evaluation some of whose metrics are not finite numbers."""
+
+
+_SCHEMA = TypeAdapter(Evaluation)
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read an evaluation, and check every part of it.
+
+    Raises:
+        NotFiniteError: A metric is not finite, and stands as null in the file.
+        VaecliError: The file cannot be read, or is damaged.
+    """
+    try:
+        return _SCHEMA.validate_json(path.read_bytes(), strict=True)
+    except ValidationError as error:
+        missing = [str(e["loc"][0]) for e in error.errors() if e["loc"] and e["input"] is None]
+        if missing and len(missing) == error.error_count():
+            raise NotFiniteError(f"{path}: not finite: {', '.join(dict.fromkeys(missing))}") from error
+        raise VaecliError(f"{path}: is not a whole evaluation: {error.errors()[0]['msg']}") from error
+    except OSError as error:
+        raise VaecliError(f"{path}: cannot be read: {error}") from error
