@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import vaecli
+import vaecli.training.session
 import vaecli.training.state
 import vaecli.training.step
 from vaecli.config.loading import override
@@ -388,3 +389,28 @@ def test_weight_decay_is_the_map_gradient_on_the_mean_loss(small, tmp_path):
 
 def _train_images(config):
     return Dataset(config.data, config.model.likelihood.support).train
+
+
+def test_a_run_is_locked_before_its_checkpoint_is_read(small, tmp_path, monkeypatch):
+    """Read earlier, it could be out of date: the process that held the lock may have trained on."""
+    with pytest.raises(InterruptedRunError):
+        train(small(), runs_dir=tmp_path, stop=stop_after(2))
+    run, locked = only_run(tmp_path), []
+
+    def load(path):
+        locked.append(run.is_training)
+        return load_checkpoint(path)
+
+    monkeypatch.setattr(vaecli.training.session, "load_checkpoint", load)
+    resume(run)
+    assert locked == [True]
+    assert not run.is_training
+
+
+def test_a_refused_resumption_changes_nothing(small, tmp_path):
+    run = train(small(optimizer={"schedule": "constant"}), runs_dir=tmp_path)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    longer = override(run.config, ["training.epochs=5"])
+    with lock(run.path / LOCK), pytest.raises(VaecliError, match="is being trained by another process"):
+        resume(run, longer)
+    assert {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()} == before
