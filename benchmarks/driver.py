@@ -1,7 +1,7 @@
 """Whether one driver keeps up with a cluster: many fake runs of a second each, on nodes that are simulated here.
 
-Each run sleeps and then delivers the files of a real, small run. Printed are the time that it all took beside the time
-that the sleeping alone takes, what the driver's process used, and what asking again and the report took.
+Each run sleeps and then sends back the files of a real, small run. Printed are the time that it all took beside the
+time that the sleeping alone takes, what the driver's process used, and what asking again and the report took.
 """
 
 import argparse

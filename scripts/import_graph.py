@@ -73,7 +73,7 @@ def draw(graphs: list[ImportGraph]) -> Figure:
         layers = graph.layers()
         packages = sorted({module.rpartition(".")[0] for module in graph.modules})
         colour = {package: colormaps["Set3"](i % 12) for i, package in enumerate(packages)}
-        place = {}
+        place: dict[str, tuple[float, float]] = {}
         for layer in range(1, highest + 1):
             row = sorted(module for module in graph.modules if layers[module] == layer)
             place |= {module: ((i + 0.5) / len(row), layer) for i, module in enumerate(row)}

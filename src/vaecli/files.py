@@ -81,7 +81,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file atomically; figures that are not finite become null."""
+    """Write a JSON file atomically; numbers that are not finite become null."""
     write_text(path, json.dumps(finite(value), indent=2) + "\n")
 
 

@@ -447,3 +447,44 @@ def test_on_a_terminal_long_work_shows_a_bar(config, tmp_path):
     assert code == 0
     assert "importance sampling" in shown
     assert "100%" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("train", "--config", "bernoulli", "--epochs", "3"), "Settings go as KEY=VALUE: training.epochs=40"),
+        (("train", "--config", "bernoulli", "--lr", "1"), "KEY=VALUE: optimizer.learning_rate=0.002"),
+        (("compare-decoders", "--batch-size", "9"), "KEY=VALUE: training.batch_size=100"),
+        (("evaluate", "--ckpt", "x", "--split", "tset"), "Did you mean test?"),
+    ],
+)
+def test_an_option_or_a_value_that_does_not_exist_is_answered_with_what_would_be_right(vae, arguments, hint):
+    code, out, err = vae(*arguments)
+    assert (code, out) == (2, "")
+    assert hint in " ".join(err.replace("│", " ").split())
+    assert "Value error" not in err
+
+
+def run_in_shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = command.replace("vae ", f"{sys.executable} -m vaecli ")
+    return subprocess.run(command, shell=True, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_result_that_cannot_be_printed_is_one_message(trained, tmp_path):
+    done = run_in_shell("vae runs ls > /dev/full", tmp_path)
+    assert (done.returncode, done.stderr) == (1, "vae: stdout cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize("stderr", ["2>&-", "2> /dev/full"])
+def test_a_lost_terminal_loses_no_run(config, tmp_path, stderr):
+    """What would be printed there goes nowhere, and not to stdout either."""
+    done = run_in_shell(f"vae train --config {config} data.binarize=none {stderr}", tmp_path)
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == 1
+    assert load_run(tmp_path / done.stdout.strip()).status["state"] == "completed"
+
+
+def test_the_package_lists_its_api_and_nothing_else():
+    code = "import vaecli; vaecli.load_config; print([n for n in dir(vaecli) if n[0] != '_'] == sorted(vaecli.__all__))"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "True\n"

@@ -23,9 +23,9 @@ def test_dynamic_binarisation_draws_each_pixel_with_its_grey_level():
 
 
 def test_dynamic_binarisation_is_drawn_anew_each_time():
-    see, noise = build_preprocess(Support.BINARY, DataConfig()), generator(0, "pixels")
+    preprocess_dynamically, stream = build_preprocess(Support.BINARY, DataConfig()), generator(0, "pixels")
     grey = torch.full((1, 1000), 128, dtype=torch.uint8)
-    assert not torch.equal(see(grey, noise).target, see(grey, noise).target)
+    assert not torch.equal(preprocess_dynamically(grey, stream).target, preprocess_dynamically(grey, stream).target)
 
 
 @pytest.mark.parametrize("binarize", ["threshold", "static"])

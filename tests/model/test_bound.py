@@ -25,9 +25,9 @@ def pixels(images):
 
 def test_the_bound_is_the_mean_of_estimator_b_on_replayed_noise(vae, pixels):
     preprocess = build_preprocess(Support.BINARY, DataConfig())
-    noise = generator(7, "evaluation")
-    b = preprocess(pixels, noise)
-    expected = elbo(vae, Batch(*b), 1, noise)
+    stream = generator(7, "evaluation")
+    b = preprocess(pixels, stream)
+    expected = elbo(vae, Batch(*b), 1, stream)
     found = evaluate_bound(vae, pixels, preprocess, 7)
     assert found.log_likelihood == pytest.approx(expected.log_likelihood.mean().item(), rel=1e-6)
     assert found.kl == pytest.approx(expected.kl.mean().item(), rel=1e-6)

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -305,3 +306,13 @@ def test_a_manifest_of_an_earlier_version_is_refused_or_read(write, tmp_path):
     )
     with pytest.raises(UsageError, match="was written by an earlier version; name another directory with --out"):
         run_sweep(sweep, out, runs_dir=tmp_path / "runs")
+
+
+def test_a_single_test_image_has_metrics_without_standard_errors(small, images, tmp_path):
+    np.save(tmp_path / "few.npy", images[:15])  # a tenth of 15 is one image
+    config = small(data={"name": str(tmp_path / "few.npy")}, training={"epochs": 1})
+    (found,) = run_configs([config], JobOptions(tmp_path / "runs", evaluation=QUICK))
+    assert found.error is None
+    assert found.evaluation.n_images == 1
+    assert found.evaluation.elbo_se is None
+    assert found.metric("elbo") is not None

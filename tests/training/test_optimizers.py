@@ -11,13 +11,13 @@ BOTH = [(Adam, torch.optim.Adam), (Adagrad, torch.optim.Adagrad)]
 
 
 def parameters(device="cpu") -> list[nn.Parameter]:
-    noise = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=noise).to(device)) for shape in ((40, 30), (30,), ())]
+    stream = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=stream).to(device)) for shape in ((40, 30), (30,), ())]
 
 
 def gradients(step: int) -> list[torch.Tensor]:
-    noise = torch.Generator().manual_seed(step)
-    return [torch.randn(p.shape, generator=noise) for p in parameters()]
+    stream = torch.Generator().manual_seed(step)
+    return [torch.randn(p.shape, generator=stream) for p in parameters()]
 
 
 def move(optimizer, moved, steps, *rate) -> list[torch.Tensor]:

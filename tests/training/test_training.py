@@ -306,7 +306,7 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_starts_again(small, tmp_
     assert untimed(whole) == untimed(cut)
     cut.last.unlink()
     with pytest.raises(VaecliError, match="has no checkpoint to go on from"):
-        resume(cut)  # it has figures of epochs that would be lost
+        resume(cut)  # it has metrics of epochs that would be lost
 
 
 def test_other_conditions_are_said_to_change_the_bits(small, tmp_path):

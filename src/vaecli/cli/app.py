@@ -5,11 +5,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+from vaecli.errors import VaecliError
 
 if TYPE_CHECKING:
     from vaecli.config.schema import Config
@@ -49,9 +52,15 @@ def examples(*commands: str) -> str:
     return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  {command}" for command in commands)
 
 
+def say(text: str) -> None:
+    """Print a line on stderr; one that cannot be printed is lost, which must never cost a run."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
 def note(message: str) -> None:
-    """Print something that is not a result, on stderr."""
-    print(f"vae: {message}", file=sys.stderr)
+    """Print something that is not a result."""
+    say(f"vae: {message}")
 
 
 def result(value: object) -> None:
@@ -60,7 +69,13 @@ def result(value: object) -> None:
         from vaecli.files import finite
 
         value = json.dumps(finite(value), indent=2)
-    print(value, flush=True)
+    try:
+        print(value, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it would fail again at the end
+        raise VaecliError(f"stdout cannot be written: {error.strerror}") from error
 
 
 @app.callback(invoke_without_command=True)

@@ -7,6 +7,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vaecli.cli.app import say
 from vaecli.config.schema import describe_settings
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class Lines(Silent):
         """Print the end of an epoch."""
         super().__call__(update)
         if update.ended:
-            print(epoch_line(update), file=sys.stderr, flush=True)
+            say(epoch_line(update))
 
 
 class Bar(Silent):
@@ -119,7 +120,7 @@ def _stage_lines() -> Callable[[str, int, int], None]:
         if done and (done == total or now - printed_at.get(stage, start) > SECONDS_PER_LINE):
             printed_at[stage] = now
             left = (now - start) * (total - done) / done
-            print(f"{stage}: {100 * done // total} %, {clock(left)} left", file=sys.stderr, flush=True)
+            say(f"{stage}: {100 * done // total} %, {clock(left)} left")
 
     return print_line
 
@@ -129,7 +130,7 @@ def show_sweep(keys: Sequence[str], *, quiet: bool) -> Iterator[SweepCallback]:
     """Show how far a sweep has come: a line for each run that ends, and below them, on a terminal, a table.
 
     Args:
-        keys: The settings by which the runs are told apart.
+        keys: The settings by which the runs are named.
         quiet: Show nothing.
     """
     summary = _SweepSummary(keys)
@@ -139,7 +140,7 @@ def show_sweep(keys: Sequence[str], *, quiet: bool) -> Iterator[SweepCallback]:
 
         def write(update: SweepUpdate) -> None:
             for line in summary.add(update):
-                print(line + _left(update), file=sys.stderr, flush=True)
+                say(line + _left(update))
 
         yield write
     else:

@@ -85,7 +85,7 @@ def show(
     runs_dir: RunsDir = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Show one run: how it ended, its figures, and its config."""
+    """Show one run: how it ended, its metrics, and its config."""
     from vaecli.config.loading import dump_config
     from vaecli.runs.run import find_run
 
@@ -102,7 +102,7 @@ def show(
         f"training    {status.get('seconds', 0):.1f} s",
     ]
     lines += [
-        f"{which:11} {figures(status[which])}, validation, epoch {status[which]['epoch']}"
+        f"{which:11} {format_bound(status[which])}, validation, epoch {status[which]['epoch']}"
         for which in ("best", "last")
         if status.get(which)
     ]
@@ -131,7 +131,7 @@ def diff(
         result({"runs": [str(run.path) for run in pair], "settings": differing, "best": best})
         return
     shown = {"": [run.name for run in pair]} | differing
-    shown["best ELBO"] = [nats(figures.get("elbo")) for figures in best]
+    shown["best ELBO"] = [nats(bound.get("elbo")) for bound in best]
     rows = [[key, *map(str, both)] for key, both in shown.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     result("\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows))
@@ -147,7 +147,7 @@ def nats(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}"
 
 
-def figures(bound: dict[str, Any]) -> str:
+def format_bound(bound: dict[str, Any]) -> str:
     """Format a bound and its two terms."""
     return f"ELBO {nats(bound['elbo'])} = {nats(bound['log_likelihood'])} - {nats(bound['kl'])} nats"
 

@@ -120,11 +120,12 @@ def _command(*words: object) -> str:
 
 
 def _summary(run: "Run") -> None:
-    from vaecli.cli.runs import figures
+    from vaecli.cli.runs import format_bound
 
     status = run.status
     if status.get("best"):
         caveat = f" ({status['caveat']})" if status.get("caveat") else ""
-        note(f"{status['state']}: best validation {figures(status['best'])}, epoch {status['best']['epoch']}{caveat}")
+        best = status["best"]
+        note(f"{status['state']}: best validation {format_bound(best)}, epoch {best['epoch']}{caveat}")
     note(f"samples: {run.path / 'samples' / 'prior.png'}")
     note(f"curves:  {_command('tensorboard', '--logdir', run.path.parent.parent)}")

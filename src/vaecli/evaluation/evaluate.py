@@ -33,7 +33,7 @@ ROWS = {"cpu": 1000}
 ROWS_ELSEWHERE = 100_000
 
 EvaluationCallback = Callable[[str, int, int], None]
-"""Is told what is being done, how much of it is done, and of how much."""
+"""Is called with the stage of the work, how much of it is done, and of how much."""
 
 
 def evaluate(
@@ -284,7 +284,7 @@ def _mean(name: str, per_image: Tensor) -> dict[str, float]:
 
 
 def _standard_error(per_image: Tensor) -> float:
-    return (per_image.std() / math.sqrt(len(per_image))).item()
+    return (per_image.std() / math.sqrt(len(per_image))).item() if len(per_image) > 1 else math.nan
 
 
 def _monte_carlo_error(effective_sample_size: Tensor, k: int) -> float:

@@ -28,14 +28,14 @@ class Evaluation:
     is_likelihood: bool
     caveat: str | None
     elbo: float
-    elbo_se: float
-    """Standard errors are over images."""
+    elbo_se: float | None
+    """Standard errors are over images; null in the file where there is one image only."""
     log_likelihood: float
-    log_likelihood_se: float
+    log_likelihood_se: float | None
     kl: float
-    kl_se: float
+    kl_se: float | None
     log_evidence: float
-    log_evidence_se: float
+    log_evidence_se: float | None
     log_evidence_mc_se: float
     """The Monte-Carlo error of log_evidence, with the images fixed."""
     log_evidence_by_k: dict[str, float]

@@ -188,7 +188,7 @@ def _line(chart: Axes, results: Sequence[JobResult], key: str, colour: Any, name
 
 
 def png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file."""
+    """Return a plot as the content of a PNG file."""
     buffer = BytesIO()
     figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, facecolor="white")
     return buffer.getvalue()

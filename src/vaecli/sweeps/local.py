@@ -17,7 +17,7 @@ from vaecli.training.stopping import Stop, block_sigint
 Group = tuple[int, ...]
 """The numbers of jobs that are trained as one program, being of one config with several seeds; mostly of one job."""
 Begin = Callable[[int], object]
-"""Is told which job is being worked on."""
+"""Is called with the number of a job when work on it starts."""
 
 
 def group_replicates(planned: Mapping[int, Job], at_most: int, processes: int) -> list[Group]:
@@ -100,7 +100,7 @@ class _Pool:
 
     Args:
         run_jobs: Does a group's jobs.
-        begin: Is told which job is being worked on.
+        begin: Is called with the number of a job when work on it starts.
         stop: Is asked again and again whether to checkpoint and stop.
         processes: How many.
         threads: Of each.

@@ -64,7 +64,7 @@ def run_on_cluster(
     Args:
         planned: The jobs; `runs_dir` is on this machine, `data_dir` on every node.
         run_jobs: Does a job, on a node.
-        begin: Is told which job is being worked on.
+        begin: Is called with the number of a job that a node starts to work on.
         stop: Is asked again and again whether to stop.
         resources: What each run may use.
         address: As for `run_configs`.

@@ -44,7 +44,7 @@ RESUMABLE = ("training.epochs", "training.patience", "device")
 
 @dataclass(frozen=True)
 class Controls:
-    """Hold who is told how a run goes on, and who may end it; each as for `train`."""
+    """Hold what is called as a run goes on, and what may end it; each as for `train`."""
 
     callback: TrainingCallback | None = None
     stop: Stop = never
@@ -62,7 +62,7 @@ class Session:
         state: Where training stands; the caller changes its parameters and its optimiser, step by step.
         dataset: Its images.
         log_lengths: The bytes of the logs to continue from.
-        controls: Who is told, and who may end it.
+        controls: What is called as it goes on, and what may end it.
     """
 
     def __init__(
