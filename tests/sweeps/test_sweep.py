@@ -15,7 +15,7 @@ import yaml
 
 from evaluations import metrics
 from identical import traces
-from vaecli.config.loading import dump_config
+from vaecli.config.loading import dump_config, load_config
 from vaecli.config.schema import Config, EvaluationSpec, Resources, describe_settings, get_setting
 from vaecli.devices import prefer_gpu
 from vaecli.errors import ConfigError, UsageError, VaecliError
@@ -316,3 +316,28 @@ def test_a_single_test_image_has_metrics_without_standard_errors(small, images, 
     assert found.evaluation.n_images == 1
     assert found.evaluation.elbo_se is None
     assert found.metric("elbo") is not None
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("my sweep", "my-sweep"), ("_x", "x"), ("Übersicht", "bersicht"), ("日本", "sweep"), (".hidden", "hidden"),
+        ("a\nb", "a-b"), ("x" * 150, "x" * 100), ("..", "sweep"),
+    ],
+)  # fmt: skip
+def test_a_sweep_of_any_file_name_has_a_name_that_can_be_a_folders(write, tmp_path, file, name):
+    path = write(grid=GRID).rename(tmp_path / f"{file}.yaml")
+    sweep = load_sweep(path)
+    assert sweep.name == name
+    for config in sweep.configs:
+        assert config.name == name
+        (tmp_path / "again.yaml").write_text(dump_config(config))
+        assert load_config(tmp_path / "again.yaml") == config  # as resuming and evaluating do
+
+
+def test_a_name_with_dollars_is_no_formula(write, tmp_path):
+    names = [str(tmp_path / "$b_{$.npy"), str(tmp_path / "b.npy")]
+    sweep = load_sweep(write(grid={"data.name": names, "model.latent_dim": [1, 2]}))
+    results = tuple(JobResult(config, None, metrics(elbo=-1.0)) for config in sweep.configs)
+    write_report(SweepResult(sweep, results), tmp_path / "out")
+    assert "$b_{$" in (tmp_path / "out" / "report.html").read_text()

@@ -68,7 +68,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     path = None if source is None else find_config(source)
     read = _Source(places={"": "config"}) if path is None else _read(path)
     if path is not None and not read.problems and "name" not in read.values:
-        read.values["name"] = _run_name(path)
+        read.values["name"] = safe_name(path)
     return _validate(Config, read, overrides)
 
 
@@ -120,8 +120,8 @@ def find_config(source: str | Path) -> Path:
     raise ConfigError([f"{path}: no such config; {hint}"])
 
 
-def _run_name(path: Path) -> str | None:
-    """Return the file's name as the name of a run's folder: whatever cannot stand in one becomes a hyphen."""
+def safe_name(path: Path) -> str | None:
+    """Return a file name as that of a folder, with hyphens for what cannot stand in one; None if nothing is left."""
     return re.sub(r"[^\w.+-]+|^[^A-Za-z0-9]+", "-", path.stem, flags=re.ASCII).strip("-")[:100] or None
 
 

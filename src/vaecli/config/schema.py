@@ -237,7 +237,7 @@ class EvaluationSpec(Section):
     k: int = Field(100, ge=1, le=10_000_000)
     """Importance samples per image."""
     split: Literal["train", "validation", "test"] = "test"
-    limit: int | None = Field(None, ge=2)
+    limit: int | None = Field(None, ge=1)
     """Only the first so many images; null: all."""
     seed: int = Field(0, ge=0)
     """Of evaluation's own random numbers."""

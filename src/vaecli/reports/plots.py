@@ -162,6 +162,7 @@ def by_axis(found: SweepResult, key: str, axes: Sequence[str]) -> Figure:
         lines = group_by(results, others)
         for i, (labels, of_line) in enumerate(lines.items()):
             name = ", ".join(f"{name} {value}" for name, value in zip(short_names(others), labels, strict=True))
+            name = name.replace("$", r"\$")  # which would begin a formula
             _line(chart, of_line, key, COLOURS[i % len(COLOURS)], name)
         chart.set(title=support, xlabel=key, ylabel=f"ELBO (nats, {found.sweep.evaluation.split})")
         chart.grid(alpha=0.25)

@@ -15,7 +15,7 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vaecli.config.loading import load_config, load_yaml, override
+from vaecli.config.loading import load_config, load_yaml, override, safe_name
 from vaecli.config.schema import Config, EvaluationSpec, Resources, Section, get_setting
 from vaecli.data.sources import fingerprint
 from vaecli.errors import ConfigError, VaecliError
@@ -78,6 +78,7 @@ def load_sweep(path: Path) -> Sweep:
     spec = load_yaml(path, Spec)
     if not spec.grid and not spec.points:
         raise ConfigError([f"{path}: names no runs; give it a grid or points"])
+    name = safe_name(path) or "sweep"
     base_source = _beside(spec.base, path)
     base = load_config(base_source)
     configs: dict[str, Config] = {}
@@ -89,13 +90,13 @@ def load_sweep(path: Path) -> Sweep:
         except ConfigError as error:
             problems |= dict.fromkeys(error.problems)
         else:
-            config = config.model_copy(update={"name": path.stem})
+            config = config.model_copy(update={"name": name})
             configs.setdefault(config.identity, config)
     if problems:
         raise ConfigError(list(problems))
     return Sweep(
         kind="sweep",
-        name=path.stem,
+        name=name,
         base=base,
         base_source=base_source,
         keys=tuple(dict.fromkeys(itertools.chain(spec.grid, *spec.points))),
