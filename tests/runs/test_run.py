@@ -1,8 +1,11 @@
+import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from vaecli import cli
 from vaecli.config.schema import Config
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock
@@ -94,3 +97,40 @@ def test_the_environment_says_what_ran(tmp_path):
     assert found["torch"] in torch.__version__
     assert found["device"] == "a device"
     assert {"python", "platform", "command", "git_commit", "git_dirty", "vaecli", "numpy", "cores"} <= set(found)
+
+
+DEEP = '{"best": ' * 5000 + "1" + "}" * 5000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"state": 3, "reason": [], "epoch": "ten", "epochs": {}, "images": "x", "seconds": null, "support": []}',
+        '{"best": 5, "last": [1]}', '{"best": {"elbo": "high"}}', '{"best": {"elbo": {}, "epoch": 1}, "caveat": 7}',
+        '{"best": {"epoch": 1}}', DEEP, "\x00", '"text"',
+    ],
+)  # fmt: skip
+def test_a_status_of_any_content_breaks_no_listing(some, tmp_path, monkeypatch, capsys, content):
+    (some[0].path / "status.json").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    commands = (
+        ("ls",),
+        ("ls", "--sort", "elbo"),
+        ("show", str(some[0].path)),
+        ("diff", *(str(r.path) for r in some[:2])),
+    )
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", ["vae", "runs", *command])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert not ended.value.code
+    assert some[2].name in capsys.readouterr().out
+
+
+def test_what_is_not_a_run_hides_no_run(some, tmp_path):
+    """A link to itself, and a status that is a pipe, which nobody writes to."""
+    (tmp_path / "runs" / "a" / "loop").symlink_to(tmp_path / "runs" / "a" / "loop")
+    (tmp_path / "runs" / "loop").symlink_to(tmp_path / "runs" / "loop")
+    os.mkfifo(some[1].path / "status.json")
+    assert {run.path for run in list_runs(tmp_path / "runs")} == {run.path for run in some}
+    assert some[1].status == {}

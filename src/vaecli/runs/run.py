@@ -31,6 +31,11 @@ EVENTS = "events.out.tfevents.0.vaecli"
 LOGS = ("metrics.jsonl", f"tensorboard/train/{EVENTS}", f"tensorboard/validation/{EVENTS}")
 """The files that are only ever appended to."""
 MAX_REFERENCE = 1000
+BOUNDS = {"best", "last"}
+STATUS_TYPES: dict[str, Any] = dict.fromkeys(("state", "identity", "support", "decoder"), str)
+STATUS_TYPES |= dict.fromkeys(("reason", "caveat"), str | None) | dict.fromkeys(BOUNDS, dict)
+STATUS_TYPES |= dict.fromkeys(("epoch", "epochs", "images", "step", "seconds"), int | float)
+"""What a status has by these keys; anything else there is left out, so that one bad file breaks no listing."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,7 @@ class Run:
     @property
     def status(self) -> dict[str, Any]:
         """Return the content of status.json, empty where there is none; a killed run counts as interrupted."""
-        content = _read_object(self.path / "status.json")
+        content = {k: v for k, v in _read_object(self.path / "status.json").items() if _is_sound(k, v)}
         if content.get("state") == "running" and not self.is_training:
             content |= {"state": "interrupted", "reason": "its process was killed"}
         return content
@@ -237,30 +242,36 @@ def list_runs(runs_dir: Path) -> list[Run]:
 
 def _directories(runs_dir: Path) -> Iterator[Path]:
     for group in _subdirectories(runs_dir):
-        for path in _subdirectories(Path(group)):
-            if _is_run(path):
-                yield path
+        yield from filter(_is_run, _subdirectories(group))
 
 
 def _subdirectories(path: Path) -> list[Path]:
     try:
-        with os.scandir(path) as entries:
-            return [Path(entry.path) for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+        # isdir raises nothing, whatever a link leads to
+        return [path / name for name in os.listdir(path) if name[0] != "." and os.path.isdir(path / name)]  # noqa: PTH112, PTH208
     except OSError:
         return []
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() and (path / CHECKPOINTS).is_dir()
+    return os.path.isfile(path / "config.yaml") and os.path.isdir(path / CHECKPOINTS)  # noqa: PTH112, PTH113 (as above)
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file; empty where there is none to read."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        content = json.loads(path.read_text()) if path.is_file() else {}
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    """Return whether a part of a status is of the type that readers of it expect."""
+    if not isinstance(value, STATUS_TYPES.get(key, object)):
+        return False
+    numbers = key not in BOUNDS or all(isinstance(number, int | float | None) for number in value.values())
+    return numbers and (key not in BOUNDS or value.keys() >= {"epoch", "elbo", "log_likelihood", "kl"})
 
 
 def _now() -> datetime:
