@@ -190,3 +190,31 @@ def test_an_error_of_any_kind_is_told_in_words(seeds, tmp_path, monkeypatch):
     )
     results = run_jobs(plan_jobs(seeds(), JobOptions(tmp_path, evaluation=QUICK)))
     assert [result.error for result in results] == ["no"] * 3
+
+
+def test_a_session_that_cannot_begin_leaves_the_others(seeds, tmp_path):
+    """The logs of the first run were shortened by hand."""
+    first, second, _ = seeds()
+    with pytest.raises(LimitReachedError):
+        train(first, runs_dir=tmp_path, limit=Limit(images=60))
+    (cut,) = list_runs(tmp_path)
+    (cut.path / "metrics.jsonl").write_text("")
+    sessions = {0: resume_session(cut, None, None, Controls()), 1: start_session(second, tmp_path, None, Controls())}
+    failed = train_replicates(sessions)
+    assert failed.keys() == {0}
+    assert "is shorter than when the checkpoint was written" in str(failed[0])
+    assert sessions[1].run.status["state"] == "completed"
+    assert not cut.is_training
+
+
+def test_an_interruption_of_the_process_releases_every_run(seeds, tmp_path):
+    sessions = {i: start_session(config, tmp_path, None, Controls()) for i, config in enumerate(seeds())}
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_replicates(sessions, interrupt)
+    assert [run.is_training for run in list_runs(tmp_path)] == [False] * 3
+    for config, session in zip(seeds(), sessions.values(), strict=True):
+        close(resume(session.run), train(config, runs_dir=tmp_path / "alone"))
