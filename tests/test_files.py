@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +32,18 @@ def test_json_has_no_word_for_what_is_not_finite(tmp_path):
     write_json(tmp_path / "x", {"a": [1.5, float("nan")], "b": (float("inf"), "c")})
     assert json.loads((tmp_path / "x").read_text()) == {"a": [1.5, None], "b": [None, "c"]}
     assert finite(-float("inf")) is None
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_is_there_is_kept_where_it_is_not_to_be_overwritten(tmp_path, monkeypatch, links):
+    def refuse(self, target):
+        raise PermissionError("no hard links here")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path = tmp_path / "x"
+    write_atomically(path, lambda file: file.write(b"one"), overwrite=False)
+    with pytest.raises(FileExistsError):
+        write_atomically(path, lambda file: file.write(b"two"), overwrite=False)
+    assert path.read_text() == "one"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["x"]

@@ -1,8 +1,10 @@
 """Inputs that were damaged or made to do harm: an error of ours or something usable, soon, and in little memory."""
 
+import gzip
 import io
 import resource
 import signal
+import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -233,12 +235,15 @@ def test_a_checkpoint_with_any_part_replaced(folder, good, data):
 
 
 @fuzzed
-@given(data=st.data(), suffix=st.sampled_from([".npy", ".npz"]), packed=st.booleans())
+@given(data=st.data(), suffix=st.sampled_from([".npy", ".npz", "-ubyte"]), packed=st.booleans())
 def test_any_damaged_array_is_read_or_explained(folder, data, suffix, packed):
     images = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 4)
     buffer = io.BytesIO()
     if suffix == ".npy":
         np.save(buffer, images)
+    elif suffix == "-ubyte":
+        idx = struct.pack(">4I", 0x803, *images.shape) + images.tobytes()
+        buffer.write(gzip.compress(idx) if packed else idx)
     else:
         (np.savez_compressed if packed else np.savez)(buffer, images=images, labels=np.array([1, 2]))
     path = folder / f"fuzzed{suffix}"

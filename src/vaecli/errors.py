@@ -69,8 +69,20 @@ def in_plain_words(error: Exception, replicates: int) -> Exception:
     return error
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Return the known name nearest to a mistyped one as a question; all of them where none is near."""
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Return the known name nearest to a mistyped one, None where none is near.
+
+    A dotted name is also near if its last part is that of the mistyped one: `model.decoder` to `decoder`.
+    """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5) or [
+        other for other in known if other.rpartition(".")[2] == name.rpartition(".")[2]
+    ]
+    return near[0] if near else None
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Return the remedy for a mistyped name: the known one nearest to it as a question, all where none is near."""
+    known = list(known)
+    near = nearest(name, known)
+    return f"did you mean {near}?" if near else f"known: {', '.join(known)}"

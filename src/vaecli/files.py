@@ -17,8 +17,17 @@ from typing import Any, BinaryIO
 TEMPORARY = ".tmp"
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file beside `path`, flush it to the disk, rename it into place, and flush the directory."""
+def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, overwrite: bool = True) -> None:
+    """Write a file beside `path`, flush it to the disk, rename it into place, and flush the directory.
+
+    Args:
+        path: The file's name.
+        write: Called with the open file.
+        overwrite: Whether it replaces a file of that name.
+
+    Raises:
+        FileExistsError: There is a file of that name, and it is not to be overwritten.
+    """
     handle, temporary = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -26,11 +35,28 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        if overwrite:
+            Path(temporary).replace(path)
+        else:
+            _rename_to_new(Path(temporary), path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def _rename_to_new(temporary: Path, path: Path) -> None:
+    """Rename a file unless another has that name. Raises FileExistsError."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        raise
+    except OSError as error:  # a file system without hard links
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        temporary.replace(path)
+    else:
+        temporary.unlink()
 
 
 def write_directory(parent: Path, stem: str, fill: Callable[[Path], object]) -> Path:

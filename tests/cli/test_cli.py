@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pty
@@ -210,7 +211,7 @@ def test_sweep(vae, config, tmp_path):
 def test_an_ill_posed_bound_says_so(vae, config):
     settings = ("model.decoder=gaussian", "data.dequantize=false", "model.min_log_sigma=null")
     _, _, err = vae("train", "--config", config, *settings)
-    assert "ill-posed: the bound has no upper limit; data.dequantize: true mends it" in err
+    assert "ill-posed: the bound has no upper limit; data.dequantize: true fixes it" in err
 
 
 def test_resume_and_init_from(vae, config, trained):
@@ -322,14 +323,26 @@ def test_configs(vae):
     assert vae("configs", "cat", "bernouli")[0] == 2
 
 
+def test_a_config_that_could_not_be_copied_leaves_nothing(vae, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fail)
+        code, out, err = vae("configs", "cp", "bernoulli", "mine.yaml")
+    assert (code, out, err) == (2, "", "vae: mine.yaml: cannot be written: No space left on device\n")
+    assert list(Path().iterdir()) == []
+    assert vae("configs", "cp", "bernoulli", "mine.yaml")[:2] == (0, "mine.yaml\n")
+
+
 def test_usage_errors(vae, config, trained):
     for arguments, what in (
         (("train",), "needs --config FILE"),
         (("train", "--resume", trained, "--config", config), "leave --config"),
-        (("train", "--config", "nothing"), "shipped configs: bernoulli"),
+        (("train", "--config", "nothing"), "no such config; known: bernoulli"),
         (
             ("train", "--config", config, "data.name=imagenet"),
-            "data.name: must be the path of a .npy or .npz file, or one of 'mnist'",
+            "data.name: must be the path of a .npy, .npz, -ubyte or -ubyte.gz file, or one of 'mnist'",
         ),
         (("train", "--config", config, "--device", "cuda:77"), "device: cuda:77 is not there; this machine has cpu"),
         (("train", "--config", config, "--device", "tpu"), "device"),
@@ -456,6 +469,16 @@ def test_on_a_terminal_long_work_shows_a_bar(config, tmp_path):
         (("train", "--config", "bernoulli", "--lr", "1"), "KEY=VALUE: optimizer.learning_rate=0.002"),
         (("compare-decoders", "--batch-size", "9"), "KEY=VALUE: training.batch_size=100"),
         (("evaluate", "--ckpt", "x", "--split", "tset"), "Did you mean test?"),
+        (("encode", "--ckpt", "x", "--split", "valid"), "Did you mean validation?"),
+        (("runs", "ls", "--sort", "elb"), "Did you mean elbo?"),
+        (("runs", "ls", "--sort", "zzz"), "'zzz' is not one of 'time', 'elbo'. ╰"),
+        (("runs", "ls", "--where", "decoder=gaussian"), "did you mean model.decoder?"),
+        (("compare-decoders", "--decoders", "gausian"), "did you mean gaussian?"),
+        (("compare-decoders", "--decoders", "zzz"), "known: bernoulli, gaussian, "),
+        (("train", "--config", "bernouli"), "did you mean bernoulli?"),
+        (("train", "--config", "bernoulli", "data.name=fashon-mnist"), "did you mean fashion-mnist?"),
+        (("train", "--config", "bernoulli", "epoch=3"), "did you mean training.epochs?"),
+        (("trian",), "No such command 'trian'. Did you mean 'train'? ╰"),
     ],
 )
 def test_an_option_or_a_value_that_does_not_exist_is_answered_with_what_would_be_right(vae, arguments, hint):
@@ -463,6 +486,10 @@ def test_an_option_or_a_value_that_does_not_exist_is_answered_with_what_would_be
     assert (code, out) == (2, "")
     assert hint in " ".join(err.replace("│", " ").split())
     assert "Value error" not in err
+
+
+def test_a_reader_that_has_read_enough_gets_no_message(tmp_path):
+    assert run_in_shell("vae configs cat bernoulli | true", tmp_path).stderr == ""
 
 
 def run_in_shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -133,8 +133,8 @@ def test_a_file_of_ones_own_comes_before_a_shipped_one(tmp_path, monkeypatch):
 
 
 def test_names_that_are_not_there(tmp_path):
-    assert "did you mean bernoulli.yaml?" in problems("bernouli.yaml")[0]
-    assert "shipped configs: bernoulli, " in problems("zzz/nothing.yaml")[0]
+    assert "did you mean bernoulli?" in problems("bernouli.yaml")[0]
+    assert "no such config; known: bernoulli, " in problems("zzz/nothing.yaml")[0]
     assert "is a directory" in problems(tmp_path)[0]
 
 

@@ -1,8 +1,10 @@
 import builtins
 import gzip
+import hashlib
 import importlib
 import lzma
 import struct
+import tracemalloc
 import zipfile
 
 import numpy as np
@@ -52,11 +54,98 @@ def test_a_torchvision_data_set_has_splits(files):
     assert (len(own.train), len(own.validation), len(own.test)) == (50, 10, 60)  # a sixth for validation
 
 
-def test_a_truncated_torchvision_file_is_an_error(files):
-    path = files / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"fashion-mnist: cannot be read from .*, nor downloaded"):
+def gzipped(path, compresslevel=1) -> None:
+    """Pack a file as another program than the data set's author would, whose checksum it then has not."""
+    path.with_name(f"{path.name}.gz").write_bytes(gzip.compress(path.read_bytes(), compresslevel, mtime=0))
+    path.unlink()
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist", "emnist-letters"])
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_torchvision_files_that_were_packed_again_are_used(files, images, monkeypatch, name, part):
+    for path in list(files.glob("*/raw/*-ubyte")):
+        gzipped(path)
+    monkeypatch.setattr(sources.importlib, "import_module", None)  # neither torchvision nor the network is needed
+    found = load_torchvision(name, part, files)
+    assert np.array_equal(found.pixels, images.transpose(0, 2, 1) if "emnist" in name else images)
+    assert found.labels[:6].tolist() == [1, 2, 3, 4, 5, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage", "what"),
+    [
+        ("images-idx3", lambda content: content[:100], "is not as large as its header says: 60 x 6 x 5 bytes"),
+        ("images-idx3", lambda content: content + b"x", "is not as large as its header says"),
+        ("images-idx3", lambda content: content[:10], "is not an IDX file of unsigned bytes along 3 axes"),
+        ("images-idx3", lambda content: b"<html>" + content, "is not an IDX file of unsigned bytes along 3 axes"),
+        ("images-idx3", lambda content: b"\0\0\x0d\x03" + content[4:], "is not an IDX file of unsigned bytes"),
+        ("images-idx3", lambda content: gzip.compress(content)[:-9], "not a readable IDX file"),
+        ("images-idx3", lambda content: gzip.compress(content)[:-8] + bytes(8), "not a readable IDX file"),
+        ("labels-idx1", lambda content: struct.pack(">II", 0x801, 59) + content[8:-1], "holds 59 labels; .* 60 images"),
+    ],
+)
+def test_a_wrong_torchvision_file_is_named_and_not_replaced(files, kind, damage, what):
+    path = files / "FashionMNIST" / "raw" / f"train-{kind}-ubyte"
+    path.write_bytes(damage(path.read_bytes()))
+    before = path.read_bytes()
+    with pytest.raises(
+        DataError, match=rf"fashion-mnist: .*train-{kind}-ubyte: {what}.*; replace that file, or delete"
+    ):
         load_torchvision("fashion-mnist", "train", files)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("labels", ["none", "plain", "packed"])
+def test_idx_files_of_ones_own(tmp_path, images, packed, labels):
+    path, beside = tmp_path / "my-images-idx3-ubyte", tmp_path / "my-labels-idx1-ubyte"
+    write_idx(path, images)
+    if packed:
+        gzipped(path)
+        path = path.with_name(f"{path.name}.gz")
+    if labels != "none":
+        write_idx(beside, np.arange(60) % 7)
+    if labels == "packed":
+        gzipped(beside)
+    name = DataConfig(name=str(path)).name
+    found = load_array(name)
+    assert np.array_equal(found.pixels, images)
+    assert (found.labels is None) == (labels == "none")
+    assert found.labels is None or found.labels[:8].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
+    assert sources.fingerprint(name) == hashlib.sha256(path.read_bytes()).hexdigest()
+    own = Dataset(DataConfig(name=name), Support.BINARY)
+    assert (len(own.train), len(own.validation), len(own.test)) == (45, 9, 6)  # 6 = 60 // 10, 9 = 54 // 6
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_idx_header_that_promises_more_than_there_is_takes_no_memory(tmp_path, packed):
+    content = struct.pack(">4I", 0x803, 2**31, 2**31, 2**31) + bytes(1000)
+    path = tmp_path / "a-ubyte"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    with pytest.raises(DataError, match="is not as large as its header says"):
+        load_array(str(path))
+
+
+def test_packed_zeros_are_inflated_no_further_than_the_header_says(tmp_path):
+    path = tmp_path / "a-ubyte.gz"
+    path.write_bytes(gzip.compress(struct.pack(">4I", 0x803, 1, 2, 2) + bytes(2**28)))
+    tracemalloc.start()
+    with pytest.raises(DataError, match="is not as large as its header says: 1 x 2 x 2 bytes"):
+        load_array(str(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22  # of 256 MiB
+
+
+def test_an_idx_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match="a-ubyte: no such file"):
+        load_array(str(tmp_path / "a-ubyte"))
+
+
+def test_images_of_floats_are_refused_with_their_conversion(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((2, 3, 4), np.float32))
+    with pytest.raises(DataError, match=r'\(255 \* x\)\.round\(\)\.astype\("uint8"\)'):
+        load_array(str(tmp_path / "a.npy"))
 
 
 def test_without_files_or_network_the_remedy_is_named(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """The command line: the only part of vaecli that prints or exits. Nothing here imports torch before it is needed."""
 
-import difflib
 import importlib
 import os
 import re
@@ -12,7 +11,7 @@ from typing import Any
 import typer
 
 from vaecli.cli.app import app, note, say
-from vaecli.errors import ConfigError, ReproducibilityWarning, VaecliError
+from vaecli.errors import ConfigError, ReproducibilityWarning, VaecliError, nearest
 
 COMMANDS = ("train", "evaluate", "compare", "sweep", "generate", "runs", "configs")
 """The modules of commands, in the order of the help; each registers its own."""
@@ -71,8 +70,8 @@ def _hint(error: Any) -> str:
     option, context = getattr(error, "option_name", None), getattr(error, "ctx", None)
     if option is None:
         value, *choices = [*re.findall(r"'([^']*)'", error.message), ""]
-        near = difflib.get_close_matches(value, choices, n=1)
-        return f" Did you mean {near[0]}?" if near else ""
+        near = None if "Did you mean" in error.message else nearest(value, choices)  # of commands, Typer says it
+        return f" Did you mean {near}?" if near else ""
     if context is None or context.info_name not in TAKE_SETTINGS:
         return ""
     from vaecli.config.loading import all_keys

@@ -98,7 +98,7 @@ def caveats(configs: "Sequence[Config]", overrides: Sequence[str]) -> list[str]:
         floor = config.model.min_log_sigma
         limit = "has no upper limit" if floor is None else f"is limited only by model.min_log_sigma: {floor}"
         notes.append(
-            f"a learned scale on discrete pixels is ill-posed: the bound {limit}; data.dequantize: true mends it"
+            f"a learned scale on discrete pixels is ill-posed: the bound {limit}; data.dequantize: true fixes it"
         )
     return notes
 

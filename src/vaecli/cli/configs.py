@@ -38,22 +38,23 @@ def cat(name: Name) -> None:
 
     path = find_config(name)
     try:
-        result(path.read_text(encoding="utf-8").rstrip("\n"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise UsageError(f"{path}: cannot be read as text: {error}") from error
+    result(text.rstrip("\n"))
 
 
 @configs.command("cp", epilog=examples("vae configs cp bernoulli mine.yaml", "vae configs cp gaussian ."))
 def cp(name: Name, target: Annotated[Path, typer.Argument(help="A file or a directory.")] = Path()) -> None:
     """Copy a shipped config to a file of your own; nothing is overwritten."""
     from vaecli.config.loading import find_config
+    from vaecli.files import write_atomically
 
     source = find_config(name)
     path = target / source.name if target.is_dir() else target
     try:
         content = source.read_bytes()
-        with path.open("xb") as file:
-            file.write(content)
+        write_atomically(path, lambda file: file.write(content), overwrite=False)
     except FileExistsError as error:
         raise UsageError(f"{path}: exists already; name another file") from error
     except OSError as error:

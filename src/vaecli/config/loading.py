@@ -1,6 +1,5 @@
 """Reading a config: YAML with line numbers, overrides from the command line, and all errors at once."""
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from vaecli.config.schema import Config
-from vaecli.errors import ConfigError
+from vaecli.errors import ConfigError, nearest, suggest
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -115,9 +114,7 @@ def find_config(source: str | Path) -> Path:
         return shipped[name]
     if path.is_dir():
         raise ConfigError([f"{path}: is a directory; name a YAML file, or one of {', '.join(shipped)}"])
-    near = difflib.get_close_matches(name, shipped, n=1)
-    hint = f"did you mean {near[0]}.yaml?" if near else f"shipped configs: {', '.join(shipped)}"
-    raise ConfigError([f"{path}: no such config; {hint}"])
+    raise ConfigError([f"{path}: no such config; {suggest(name, shipped)}"])
 
 
 def safe_name(path: Path) -> str | None:
@@ -255,11 +252,7 @@ def _describe(source: _Source, key: str, detail: dict[str, Any], known: list[str
     """Describe one of pydantic's findings: place, key, what is wrong, what would be right."""
     where = f"{source.place(key)}: {key}" if key else source.place(key)
     if detail["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [
-            other for other in known if other.rpartition(".")[2] == key.rpartition(".")[2]
-        ]
-        hint = f"did you mean {near[0]}?" if near else f"known keys: {', '.join(known)}"
-        hint = f"it is now called {RENAMED[key]}" if key in RENAMED else hint
+        hint = f"it is now called {RENAMED[key]}" if key in RENAMED else suggest(key, known)
         return f"{where}: unknown key; {hint}"
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if detail["type"] == "model_type":
@@ -267,8 +260,8 @@ def _describe(source: _Source, key: str, detail: dict[str, Any], known: list[str
     given = detail.get("input")
     suffix = "" if detail["type"] == "missing" or not key else f", not {_brief(given)}"
     if detail["type"] in {"literal_error", "value_error"} and isinstance(given, str):
-        near = difflib.get_close_matches(given, re.findall(r"'([^']*)'", message), n=1)
-        suffix += f"; did you mean {near[0]}?" if near else ""
+        near = nearest(given, re.findall(r"'([^']*)'", message))
+        suffix += f"; did you mean {near}?" if near else ""
     return f"{where}: {message}{suffix}"
 
 

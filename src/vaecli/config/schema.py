@@ -36,8 +36,8 @@ def _known_decoder(name: str) -> str:
 
 
 def is_array(name: str) -> bool:
-    """Return whether the name of a data set is the path of an array."""
-    return Path(name).suffix in {".npy", ".npz"}
+    """Return whether the name of a data set is the path of an array: .npy, .npz, or IDX, which ends in -ubyte."""
+    return Path(name).suffix in {".npy", ".npz"} or name.removesuffix(".gz").endswith("-ubyte")
 
 
 def _known_data(name: str) -> str:
@@ -46,7 +46,8 @@ def _known_data(name: str) -> str:
         return str(Path(name).absolute())
     if name not in DATA_SETS:
         raise ValueError(
-            f"Input should be the path of a .npy or .npz file, or one of {', '.join(map(repr, DATA_SETS))}"
+            "Input should be the path of a .npy, .npz, -ubyte or -ubyte.gz file, "
+            f"or one of {', '.join(map(repr, DATA_SETS))}"
         )
     return name
 
@@ -58,7 +59,7 @@ class DataConfig(Section):
     """Describe which images are used, and how their pixels k in 0..255 become x."""
 
     name: Annotated[str, AfterValidator(_known_data)] = "mnist"
-    """A shipped or torchvision data set, or the path of a .npy or .npz array."""
+    """A shipped or torchvision data set, or the path of an array: .npy, .npz, or IDX (-ubyte, -ubyte.gz)."""
     binarize: Literal["dynamic", "threshold", "static", "none"] = "dynamic"
     """Binary likelihoods only: b ~ Bern(k/255) drawn anew each time, b = [k > 127], b drawn once, or k/255 itself."""
     dequantize: bool = True

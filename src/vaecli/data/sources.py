@@ -1,10 +1,12 @@
 """Where images come from: the embedded MNIST, torchvision's data sets, and arrays of one's own."""
 
+import gzip
 import hashlib
 import importlib
 import lzma
 import math
 import os
+import zlib
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,6 +24,8 @@ Labels = NDArray[np.int64]
 
 MAX_RATIO = 1100
 """How many times larger than packed a deflated array can be at most."""
+UNSIGNED_BYTES = 0x08
+"""The type of an IDX file's values."""
 _MNIST = Path(__file__).parent / "mnist"
 MNIST_SHA256 = {
     "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
@@ -54,8 +58,55 @@ def _idx(name: str) -> Pixels:
     if hashlib.sha256(content).hexdigest() != MNIST_SHA256[name]:
         raise DataError(f"{path}: is not the file that was shipped (SHA-256 differs); install vaecli again")
     n_axes = content[3]
-    shape = np.frombuffer(content, ">u4", count=n_axes, offset=4)
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes).reshape(tuple(map(int, shape)))
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * n_axes).reshape(_idx_shape(content))
+
+
+def _idx_shape(header: bytes) -> tuple[int, ...]:
+    """Return the shape in the header of an IDX file: two zeros, the type, the number of axes, the length of each."""
+    return tuple(map(int, np.frombuffer(header, ">u4", count=header[3], offset=4)))
+
+
+def _read_idx(path: Path, n_axes: int) -> Pixels:
+    """Read an IDX file of unsigned bytes, gzipped or not; its header bounds the memory that it takes.
+
+    Raises:
+        DataError: It cannot be read, is of another kind, or is not as large as its header says.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as start:
+            packed = start.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            header = file.read(4 + 4 * n_axes)
+            if len(header) < 4 + 4 * n_axes or header[:4] != bytes([0, 0, UNSIGNED_BYTES, n_axes]):
+                raise DataError(f"{path}: is not an IDX file of unsigned bytes along {n_axes} axes")
+            shape = _idx_shape(header)
+            length = math.prod(shape)
+            most = size * MAX_RATIO if packed else size
+            content = file.read(length + 1) if length <= most else b""
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: not a readable IDX file ({_first_line(error)})") from error
+    if len(content) != length:
+        raise DataError(f"{path}: is not as large as its header says: {' x '.join(map(str, shape))} bytes")
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _load_idx(path: Path) -> Source:
+    """Load the images of an IDX file, with the labels of the file of the matching name. Raises DataError."""
+    pixels = _checked(_read_idx(path, 3), str(path))
+    stem = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+    beside = _find_idx(path.with_name(stem)) if stem != path.name.removesuffix(".gz") else None
+    labels = None if beside is None else _read_idx(beside, 1)
+    if labels is not None and len(labels) != len(pixels):
+        raise DataError(f"{beside}: holds {len(labels)} labels; {path.name} holds {len(pixels)} images")
+    return Source(pixels, None if labels is None else labels.astype(np.int64))
+
+
+def _find_idx(path: Path) -> Path | None:
+    """Return a file that is there under this name or gzipped; None if there is neither."""
+    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
 
 
 def default_data_dir() -> Path:
@@ -65,7 +116,29 @@ def default_data_dir() -> Path:
 
 
 def load_torchvision(name: str, part: Part, directory: Path) -> Source:
-    """Load a torchvision data set, from `directory` if it is there, else downloaded and checked. Raises DataError."""
+    """Load a torchvision data set, from `directory` if its files are there, else downloaded. Raises DataError."""
+    source = _find_torchvision(name, part, directory) or _download_torchvision(name, part, directory)
+    if name.startswith("emnist-"):
+        source = Source(np.ascontiguousarray(source.pixels.transpose(0, 2, 1)), source.labels)  # stored transposed
+    return source
+
+
+def _find_torchvision(name: str, part: Part, directory: Path) -> Source | None:
+    """Load a data set from torchvision's folders, whoever packed its files; None where they are not there."""
+    emnist = name.startswith("emnist-")
+    prefix = f"{name}-{part}" if emnist else "train" if part == "train" else "t10k"
+    raw = directory / TORCHVISION[name] / "raw"
+    images, labels = (_find_idx(raw / f"{prefix}-{kind}-ubyte") for kind in ("images-idx3", "labels-idx1"))
+    if images is None or labels is None:
+        return None
+    try:
+        return _load_idx(images)
+    except DataError as error:
+        raise DataError(f"{name}: {error}; replace that file, or delete it to download it again") from error
+
+
+def _download_torchvision(name: str, part: Part, directory: Path) -> Source:
+    """Download what is missing of a data set, checked by torchvision. Raises DataError."""
     try:
         datasets = importlib.import_module("torchvision.datasets")
     except (ImportError, RuntimeError, OSError) as error:
@@ -85,8 +158,6 @@ def load_torchvision(name: str, part: Part, directory: Path) -> Source:
             f"{name}: cannot be read from {directory}, nor downloaded ({_first_line(error)}); "
             "put torchvision's files there (--data-dir or VAECLI_DATA_DIR)"
         ) from error
-    if name.startswith("emnist-"):
-        pixels = pixels.transpose(0, 2, 1)  # EMNIST's images are stored transposed
     return Source(_checked(pixels, name), labels.astype(np.int64))
 
 
@@ -115,8 +186,10 @@ def stand_in(name: str, path: Path) -> None:
 
 
 def load_array(name: str) -> Source:
-    """Load a .npy or .npz file of uint8 images (N, H, W); of an .npz, `images` and any `labels`. Raises DataError."""
+    """Load a .npy, .npz or IDX file of uint8 images (N, H, W), with the labels of the last two. Raises DataError."""
     path = _stand_ins.get(name, Path(name))
+    if path.suffix not in {".npy", ".npz"}:
+        return _load_idx(path)
     try:
         return _read_npy(path) if path.suffix == ".npy" else _read_npz(path)
     except DataError:
