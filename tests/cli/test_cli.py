@@ -465,9 +465,9 @@ def test_on_a_terminal_long_work_shows_a_bar(config, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (("train", "--config", "bernoulli", "--epochs", "3"), "Settings go as KEY=VALUE: training.epochs=40"),
-        (("train", "--config", "bernoulli", "--lr", "1"), "KEY=VALUE: optimizer.learning_rate=0.002"),
-        (("compare-decoders", "--batch-size", "9"), "KEY=VALUE: training.batch_size=100"),
+        (("train", "--config", "bernoulli", "--epochs", "3"), "Settings go as KEY=VALUE: training.epochs=3"),
+        (("train", "--config", "bernoulli", "--lr", "1"), "KEY=VALUE: optimizer.learning_rate=1"),
+        (("compare-decoders", "--batch-size=9"), "KEY=VALUE: training.batch_size=9"),
         (("evaluate", "--ckpt", "x", "--split", "tset"), "Did you mean test?"),
         (("encode", "--ckpt", "x", "--split", "valid"), "Did you mean validation?"),
         (("runs", "ls", "--sort", "elb"), "Did you mean elbo?"),

@@ -80,5 +80,7 @@ def _hint(error: Any) -> str:
     name = option.lstrip("-").replace("-", "_")
     for key in all_keys():
         if key.rpartition(".")[2] == ALIASES.get(name, name):
-            return f". Settings go as KEY=VALUE: {key}={get_setting(Config(), key)}"
+            _, _, given = " ".join(sys.argv).partition(f" {option}")
+            value = given.lstrip(" =").partition(" ")[0] or get_setting(Config(), key)
+            return f". Settings go as KEY=VALUE: {key}={value}"
     return ""
