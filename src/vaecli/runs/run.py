@@ -235,9 +235,9 @@ def load_run(reference: str | Path, runs_dir: str | Path = "runs") -> Run:
     return find_run(reference, Path(runs_dir))
 
 
-def list_runs(runs_dir: Path) -> list[Run]:
+def list_runs(runs_dir: str | Path) -> list[Run]:
     """Return all runs below a directory, oldest first."""
-    return sorted((Run(path) for path in _directories(runs_dir)), key=lambda run: (run.name, run.path))
+    return sorted((Run(path) for path in _directories(Path(runs_dir))), key=lambda run: (run.name, run.path))
 
 
 def _directories(runs_dir: Path) -> Iterator[Path]:
