@@ -78,6 +78,8 @@ class Conditional(nn.Module, ABC):
 
     n_params: ClassVar[int]
     """Outputs of the network per dimension of y."""
+    link: Link = LINEAR
+    """From the network's first block of outputs to the mean of y."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -93,7 +95,7 @@ class Conditional(nn.Module, ABC):
 
     def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         """Return the network's output at which the mean of y is `mean`, given in units of the 0..1 pixel."""
-        return mean
+        return self.link.inverse(mean)
 
     @torch.no_grad()
     def start_at(self, mean: Float[Tensor, " D"]) -> None:
@@ -114,13 +116,11 @@ class Bernoulli(Conditional):
     """Compute p(b|z) = Π_d Bern(b_d; p_d(z)) (paper, appendix C.1)."""
 
     n_params: ClassVar[int] = 1
+    link = SIGMOID
 
     def forward(self, c: Float[Tensor, "*batch context"]) -> IndependentBernoulli:
         """Return the distribution of b given z."""
         return IndependentBernoulli(self.network(c))
-
-    def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-        return _logit(mean)
 
 
 @final
@@ -150,9 +150,6 @@ class Gaussian(Conditional):
         assert isinstance(y, DiagonalNormal)
         return self.floor.reached(y.log_sigma)
 
-    def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-        return self.link.inverse(mean)
-
 
 @final
 class IdentityGaussian(Conditional):
@@ -168,9 +165,6 @@ class IdentityGaussian(Conditional):
         """Return the distribution of y given z."""
         mean = self.link.mean(self.network(c))
         return DiagonalNormal(mean, mean.new_zeros(()))
-
-    def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-        return self.link.inverse(mean)
 
 
 @final
@@ -199,9 +193,6 @@ class SigmaGaussian(Conditional):
         """Return whether the scale sits on its floor."""
         assert isinstance(y, DiagonalNormal)
         return self.floor.reached(y.log_sigma)
-
-    def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-        return self.link.inverse(mean)
 
 
 @final

@@ -6,7 +6,7 @@ What is complete is not done again, and what was cut is resumed: two runs are th
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -152,23 +152,29 @@ def output_directory(out: Path, kind: str, manifest: Manifest) -> Iterator[None]
     """
     path = out / f"{kind}.json"
     try:
-        if path.is_file():
-            if not manifest.extends(_read_manifest(path)):
-                raise UsageError(f"{out}: holds the results of another {kind}; name another directory with --out")
-        elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
-            raise UsageError(f"{out}: is not empty, and not a {kind}'s; name another directory with --out")
+        _check_output(out, path, manifest)  # nothing is written into a directory of something else
         out.mkdir(parents=True, exist_ok=True)
-        held = lock(out / LOCK)
+        with ExitStack() as stack:
+            stack.enter_context(lock(out / LOCK))
+            _check_output(out, path, manifest)  # another process may have filled it meanwhile
+            write_json(path, manifest.model_dump(mode="json"))
+            held = stack.pop_all()
     except BlockingIOError as error:
         raise UsageError(f"{out}: another process is writing its results there; wait for it, or name --out") from error
     except OSError as error:
         raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
     with held:
-        try:
-            write_json(path, manifest.model_dump(mode="json"))
-        except OSError as error:
-            raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
         yield
+
+
+def _check_output(out: Path, path: Path, manifest: Manifest) -> None:
+    """Refuse a directory that holds something else than the same results, or fewer. Raises UsageError."""
+    kind = path.stem
+    if path.is_file():
+        if not manifest.extends(_read_manifest(path)):
+            raise UsageError(f"{out}: holds the results of another {kind}; name another directory with --out")
+    elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
+        raise UsageError(f"{out}: is not empty, and not a {kind}'s; name another directory with --out")
 
 
 def _read_manifest(path: Path) -> Manifest:
