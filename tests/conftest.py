@@ -90,9 +90,11 @@ class Affine(Conditional):
         super().__init__(nn.Identity())
         self.matrix, self.bias, self.log_sigma = nn.Parameter(matrix), bias, log_sigma
 
-    def forward(self, c):
-        mean = c @ self.matrix.T + self.bias
-        return DiagonalNormal(mean, self.log_sigma.expand_as(mean))
+    def output(self, c):
+        return c @ self.matrix.T + self.bias
+
+    def distribution(self, output):
+        return DiagonalNormal(output, self.log_sigma.expand_as(output))
 
 
 @pytest.fixture

@@ -5,7 +5,9 @@ from typing import Literal
 
 import torch
 
-Stream = Literal["init", "permutation", "epsilon", "pixels", "evaluation", "importance", "refit", "samples"]
+Stream = Literal[
+    "init", "permutation", "epsilon", "pixels", "evaluation", "importance", "pilots", "annealing", "samples"
+]
 
 
 def generator(seed: int, stream: Stream, device: torch.device | str = "cpu") -> torch.Generator:

@@ -1,6 +1,6 @@
 """`vae evaluate`: the metrics of a run on held-out images."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -13,15 +13,22 @@ if TYPE_CHECKING:
 @app.command(
     epilog=examples(
         "vae evaluate --ckpt 20261122-1431",
-        "vae evaluate --ckpt 20261122-1431 --k 100 --split validation --limit 1000",
+        "vae evaluate --ckpt 20261122-1431 --split validation --limit 1000",
+        "vae evaluate --ckpt 20261122-1431 --proposal encoder --k 5000",
         "vae evaluate --ckpt 20261122-1431 --no-binarised --json",
     )
 )
 def evaluate(
     ckpt: Ckpt,
-    k: Annotated[int, typer.Option("--k", min=1, max=10_000_000, help="Importance samples per image.")] = 5000,
+    proposal: Annotated[
+        Literal["fitted", "encoder"],
+        typer.Option("--proposal", help="Importance samples from a proposal fitted to each image, or from q(z|x)."),
+    ] = "fitted",
+    k: Annotated[int, typer.Option("--k", min=1, max=10_000_000, help="Importance samples per image.")] = 500,
     split: SplitName = "test",
-    limit: Annotated[int | None, typer.Option("--limit", min=2, help="Only the first so many images.")] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=2, help="Only so many images, evenly spaced over the split.")
+    ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of evaluation's own random numbers.")] = 0,
     binarised: Annotated[
         bool, typer.Option("--binarised/--no-binarised", help="Evaluate the likelihood of binarised images as well.")
@@ -45,7 +52,7 @@ def evaluate(
         note(f"{run.name} is still training: its newest checkpoint is evaluated")
     with show_stages(quiet=quiet or as_json) as callback:
         found = evaluate_run(
-            run, k=k, split=split, limit=limit, seed=seed, binarised=binarised,
+            run, proposal=proposal, k=k, split=split, limit=limit, seed=seed, binarised=binarised,
             device=device, data_dir=data_dir, callback=callback,
         )  # fmt: skip
     result(asdict(found) if as_json else table(found, run.config.model.latent_dim))
@@ -55,24 +62,20 @@ def table(found: "Evaluation", latent_dim: int) -> str:
     """Format the metrics in lines, with their units and errors."""
     caveat = f"  ({found.caveat})" if found.caveat else ""
     terms = f"{found.log_likelihood:.2f} - {found.kl:.2f}"
-    errors = f"Monte-Carlo error {found.log_evidence_mc_se:.3f}; effective samples {found.effective_sample_size:.1f}"
     lines = [
         f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}{caveat}",
         f"ELBO                  {found.elbo:.2f} ± {found.elbo_se:.2f} nats = {terms}",
-        f"log evidence          {found.log_evidence:.2f} ± {found.log_evidence_se:.2f} nats, k = {found.k} ({errors})",
+        _estimate("log evidence", "log_evidence", found, "nats", 2),
         "  by k                " + ", ".join(f"{k}: {v:.2f}" for k, v in found.log_evidence_by_k.items()),
     ]
     if found.bits_per_dim is not None:
-        outside = f"; mass outside {found.mass_outside:.4f}" if found.mass_outside is not None else ""
-        lines.append(f"bits per dimension    {found.bits_per_dim:.4f} ± {found.bits_per_dim_se:.4f}{outside}")
+        lines.append(_estimate("bits per dimension", "bits_per_dim", found, "bits", 4))
+    if found.mass_outside is not None:
+        lines.append(f"  mass outside [0, 1) {found.mass_outside:.4f}")
     if found.bits_per_dim_clamped is not None:
         lines.append(f"  clamped             {found.bits_per_dim_clamped:.4f}: a censored model, not to be ranked")
     if found.binarised_nll is not None:
-        loose = ": a loose bound" if found.binarised_is_loose else ""
-        lines.append(
-            f"binarised NLL         {found.binarised_nll:.2f} ± {found.binarised_nll_se:.2f} nats"
-            f" (effective samples {found.binarised_effective_sample_size:.1f}{loose})"
-        )
+        lines.append(_estimate("binarised NLL", "binarised_nll", found, "nats", 2))
     lines += [
         f"mean squared error    {found.mean_squared_error:.5f}",
         f"active latent units   {found.active_units} of {latent_dim}",
@@ -80,3 +83,16 @@ def table(found: "Evaluation", latent_dim: int) -> str:
     if found.pixels_at_floor is not None:
         lines.append(f"scales at the floor   {100 * found.pixels_at_floor:.1f} %")
     return "\n".join(lines)
+
+
+def _estimate(title: str, metric: str, found: "Evaluation", unit: str, digits: int) -> str:
+    """Format a metric that is estimated by importance samples: its errors, and whether it is only a bound."""
+    value, error, mc_error, size, low = (
+        getattr(found, metric + suffix) for suffix in ("", "_se", "_mc_se", "_effective_sample_size", "_low_share")
+    )
+    few = f", below 5 for {100 * low:.1f} % of images" if low else ""
+    bound = "" if found.is_known(metric) else "; A BOUND, NOT AN ESTIMATE"
+    return (
+        f"{title:<21} {value:.{digits}f} ± {error:.{digits}f} {unit} (Monte-Carlo error {mc_error:.{digits + 1}f}; "
+        f"{size:.0f} of {found.k} {found.proposal} samples effective{few}{bound})"
+    )

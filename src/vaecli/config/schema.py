@@ -235,15 +235,17 @@ class Config(Section):
 class EvaluationSpec(Section):
     """Describe how a checkpoint is evaluated."""
 
-    k: int = Field(100, ge=1, le=10_000_000)
+    proposal: Literal["fitted", "encoder"] = "fitted"
+    """Where importance samples come from: a proposal fitted to each image, or q(z|x), as papers report it."""
+    k: int = Field(500, ge=1, le=10_000_000)
     """Importance samples per image."""
     split: Literal["train", "validation", "test"] = "test"
     limit: int | None = Field(None, ge=1)
-    """Only the first so many images; null: all."""
+    """Only so many images, evenly spaced over the split; null: all."""
     seed: int = Field(0, ge=0)
     """Of evaluation's own random numbers."""
     binarised: bool = True
-    """Whether binarised images are evaluated too, for which most decoders need an encoder fitted to them."""
+    """Whether the likelihood of binarised images is evaluated too."""
 
 
 def _whole_or_share(gpus: float) -> float:

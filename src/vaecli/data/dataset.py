@@ -49,6 +49,13 @@ class Images:
         """Return the first n images."""
         return replace(self, pixels=self.pixels[:n], labels=None if self.labels is None else self.labels[:n])
 
+    def spread(self, n: int | None) -> "Images":
+        """Return n images evenly spaced over all, or all of them: often the first of a split are of one kind."""
+        if n is None or n >= len(self):
+            return self
+        rows = torch.arange(n) * len(self) // n
+        return replace(self, pixels=self.pixels[rows], labels=None if self.labels is None else self.labels[rows])
+
     def to(self, device: torch.device) -> "Images":
         """Return the same images with their pixels on a device."""
         return replace(self, pixels=self.pixels.to(device))

@@ -1,45 +1,38 @@
 """Evaluating a run on held-out images: bounds, evidence, diagnostics, and metrics that all decoders share."""
 
 import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vaecli import devices
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import Config, EvaluationSpec
-from vaecli.data.dataset import Batch, Dataset, Images, Split, binarize_dynamically, build_preprocess
-from vaecli.errors import UsageError, VaecliError
+from vaecli.config.schema import EvaluationSpec
+from vaecli.data.dataset import Batch, Split
 from vaecli.evaluation.binarised import binarised_model, grey_level, is_binarised_model, is_dequantized
-from vaecli.evaluation.result import LOOSE, Evaluation
-from vaecli.files import write_atomically, write_json
+from vaecli.evaluation.evidence import by_k, describe, estimate_evidence, mean
+from vaecli.evaluation.held_out import EvaluationCallback, HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.evaluation.result import Evaluation
 from vaecli.model.distributions import Density
-from vaecli.model.estimators import ACTIVE, Scores, Weighted, importance_weighted, sample_counts, score_log_likelihood
-from vaecli.model.vae import VAE, kl_per_dimension
-from vaecli.randomness import generator
+from vaecli.model.estimators import ACTIVE, Scores, expected_terms, score_log_likelihood
+from vaecli.model.vae import kl_per_dimension
 from vaecli.runs.run import Run
 
-ROWS = {"cpu": 1000}
-"""Samples decoded at a time: on a CPU few enough that a decoder's outputs stay in the cache."""
-ROWS_ELSEWHERE = 100_000
-
-EvaluationCallback = Callable[[str, int, int], None]
-"""Is called with the stage of the work, how much of it is done, and of how much."""
+DRAWS = 100
+"""Draws from q(z|x) by which the ELBO of each image is estimated."""
+AT_ONCE = 100
+"""Images whose ELBO is estimated at a time."""
 
 
 def evaluate(
     run: Run,
     *,
-    k: int = 5000,
+    proposal: Literal["fitted", "encoder"] = "fitted",
+    k: int = 500,
     split: Split = "test",
     limit: int | None = None,
     seed: int = 0,
@@ -52,12 +45,12 @@ def evaluate(
 
     Args:
         run: A trained run.
+        proposal: Where importance samples come from: "fitted" to each image, or the "encoder", as papers report it.
         k: Importance samples per image.
         split: train, validation or test.
-        limit: Only the first so many images; None for all.
+        limit: Only so many images, evenly spaced over the split; None for all.
         seed: Of evaluation's own random numbers.
-        binarised: Whether to evaluate the likelihood of binarised images too, for which most decoders need an encoder
-            that is fitted to them; it is kept in the run.
+        binarised: Whether to evaluate the likelihood of binarised images too.
         device: auto, cpu, cuda, cuda:1 or mps.
         data_dir: As for `train`.
         callback: Is called with a stage, how much of it is done, and of how much.
@@ -67,7 +60,7 @@ def evaluate(
         DataError: The images cannot be read.
         VaecliError: The checkpoint cannot be used, or the metrics cannot be written.
     """
-    spec = EvaluationSpec(k=k, split=split, limit=limit, seed=seed, binarised=binarised)
+    spec = EvaluationSpec(proposal=proposal, k=k, split=split, limit=limit, seed=seed, binarised=binarised)
     return evaluate_spec(run, spec, device=device, data_dir=data_dir, callback=callback)
 
 
@@ -80,217 +73,115 @@ def evaluate_spec(
     callback: EvaluationCallback | None = None,
 ) -> Evaluation:
     """Evaluate a run as an `EvaluationSpec` describes it; otherwise as `evaluate`."""
-    run = _evaluable(run)
-    config, place = run.config, devices.resolve_device(device)
-    path = _prepared(run.evaluation_path(run.checkpoint.progress.step, spec))
-    devices.flush_subnormals()
-    devices.allow_tf32(place, allowed=False)
-    dataset = Dataset(config.data, config.model.likelihood.support, data_dir)
-    images = dataset.split(spec.split)
-    if len(images) == 0:
-        raise UsageError(f"{run.name}: its {spec.split} split has no images")
-    images = (images if spec.limit is None else images.first(spec.limit)).to(place)
-    grey = dataset.in_grey()
-    grey_pixels = grey.split(spec.split).first(len(images)).to(place).pixels
-    vae = run.checkpoint.build_vae().to(place).requires_grad_(requires_grad=False)
-    work = _Work(run, vae, grey, images, grey_pixels, spec, callback or (lambda *_: None))
-    metrics, per_image = _own_metrics(work)
-    binarised, per_image_of_b = _binarised_metrics(work, metrics, per_image) if spec.binarised else (_NOT_BINARISED, {})
-    evaluation = Evaluation(
-        run=run.name,
-        checkpoint=f"{run.checkpoint_path.stem} at step {run.checkpoint.progress.step}",
-        split=spec.split,
-        n_images=len(images),
-        k=spec.k,
-        seed=spec.seed,
-        decoder=config.model.decoder,
-        support=config.model.likelihood.support.value,
-        observed=config.observed,
-        is_likelihood=config.is_likelihood,
-        caveat=config.caveat,
-        **metrics,
-        **binarised,
-    )
-    try:
-        arrays: dict[str, Any] = {name: value.numpy() for name, value in (per_image | per_image_of_b).items()}
-        write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
-        write_json(path, asdict(evaluation))
-    except OSError as error:
-        raise VaecliError(f"{path}: cannot be written: {error.strerror}") from error
+    held_out = open_held_out(run, spec, device, data_dir, callback)
+    path = held_out.run.evaluation_path(held_out.run.checkpoint.progress.step, spec)
+    prepare_directory(path)
+    metrics, per_image = _terms_of_the_bound(held_out)
+    for more, more_per_image in (_evidence(held_out), _binarised(held_out)):
+        metrics, per_image = metrics | more, per_image | more_per_image
+    if spec.binarised and is_binarised_model(held_out.config):
+        metrics, per_image = _own_is_binarised(metrics, per_image)
+    evaluation = Evaluation(**held_out.metadata(), proposal=spec.proposal, k=spec.k, **metrics)
+    write_results(path, asdict(evaluation), per_image)
     return evaluation
 
 
-def _prepared(path: Path) -> Path:
-    """Return the path once its directory takes files: better known before hours of work than after."""
-    try:
-        path.parent.mkdir(exist_ok=True)
-        with TemporaryFile(dir=path.parent):
-            return path
-    except OSError as error:
-        raise VaecliError(f"{path.parent}: cannot be written: {error.strerror}") from error
-
-
-@dataclass(frozen=True)
-class _Work:
-    """Hold what is evaluated, and how."""
-
-    run: Run
-    vae: VAE
-    grey: Dataset
-    """The data set before any binarisation."""
-    images: Images
-    """As the run sees them: binarised already where that is done once."""
-    grey_pixels: UInt8[Tensor, "N D"]
-    spec: EvaluationSpec
-    callback: EvaluationCallback
-
-    @property
-    def config(self) -> Config:
-        """Return the run's config."""
-        return self.run.config
-
-    def pixel_generator(self) -> torch.Generator:
-        """Return the same generator for every run, so that all see the same binary images."""
-        return generator(self.spec.seed, "evaluation", self.vae.device)
-
-
-def _evaluable(run: Run) -> Run:
-    """Return the run at the checkpoint to evaluate: of one that is still training, its newest."""
-    state = run.status.get("state")
-    if run.file is None and state in {"failed", "diverged"}:
-        raise VaecliError(
-            f"{run.path}: {state}: {run.status.get('reason')}; name a checkpoint file to evaluate it anyway"
-        )
-    return Run(run.path, run.last) if run.file is None and run.is_training else run
-
-
-def _own_metrics(work: _Work) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Compute all metrics but the binarised likelihood, and those of them that every image has."""
-    config, k, support = work.config, work.spec.k, work.config.model.likelihood.support
-    batch = build_preprocess(support, config.data)(work.images.pixels, work.pixel_generator())
-    scores = _level_scores if is_dequantized(config) else score_log_likelihood
-    weighted = _weigh(work.vae, batch, work, "importance sampling", scores)
-    at_mean = _at_posterior_mean(work, batch)
-    per_dimension = at_mean.get("kl")
-    kl = weighted.kl if per_dimension is None else per_dimension.sum(1)
-    log_p, size = weighted.log_likelihood[0], weighted.effective_sample_size[0]
-    log_evidence = weighted.log_evidence[-1, 0]
+@torch.no_grad()
+def _terms_of_the_bound(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Compute the ELBO by draws from the encoder, and what the posterior mean says."""
+    vae, config, batch, stream = held_out.vae, held_out.config, held_out.batch, held_out.generator("importance")
+    parts = []
+    for start in range(0, len(batch.target), AT_ONCE):
+        part = Batch(*(field[start : start + AT_ONCE] for field in batch))
+        terms = expected_terms(vae, part, DRAWS, stream, held_out.rows)
+        posterior = vae.encoder(part.input)
+        likelihood = vae.decoder(posterior.mean)
+        grey = grey_level(likelihood.mean, dequantized=is_dequantized(config))
+        pixels = held_out.grey_pixels[start : start + AT_ONCE]
+        found = {
+            "log_likelihood": terms.log_likelihood,
+            "kl": terms.kl,
+            "mean": posterior.mean,
+            "mean_squared_error": (grey - pixels / 255).square().mean(1),
+        }
+        kl, at_floor = kl_per_dimension(posterior, vae.prior), vae.decoder.at_floor(likelihood)
+        if kl is not None:
+            found["kl_per_dimension"] = kl
+        if is_dequantized(config):
+            found["mass_outside"] = likelihood.level_mass(part.target).outside.expand_as(part.target).mean(1)
+        if at_floor is not None:
+            found["pixels_at_floor"] = at_floor.expand_as(part.target).float().mean(1)
+        parts.append({name: value.double().cpu() for name, value in found.items()})
+        held_out.callback("the bound", min(start + AT_ONCE, len(batch.target)), len(batch.target))
+    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    per_dimension = whole.get("kl_per_dimension")
     metrics: dict[str, Any] = {
-        **_mean("elbo", log_p - kl),
-        **_mean("log_likelihood", log_p),
-        **_mean("kl", kl),
-        **_mean("log_evidence", log_evidence),
-        "log_evidence_mc_se": _monte_carlo_error(size, k),
-        "log_evidence_by_k": _by_k(weighted.log_evidence[:, 0], k),
-        "effective_sample_size": size.median().item(),
-        "active_units": int((at_mean["mean"].var(0, correction=0) > ACTIVE).sum()),
+        **mean("elbo", whole["log_likelihood"] - whole["kl"]),
+        **mean("log_likelihood", whole["log_likelihood"]),
+        **mean("kl", whole["kl"]),
+        "active_units": int((whole["mean"].var(0, correction=0) > ACTIVE).sum()),
         "kl_per_dimension": None if per_dimension is None else per_dimension.mean(0).tolist(),
-        **{name: at_mean[name].mean().item() if name in at_mean else None for name in _AVERAGED},
-        **dict.fromkeys(("bits_per_dim", "bits_per_dim_se", "bits_per_dim_clamped")),
+        **{name: whole[name].mean().item() if name in whole else None for name in _AVERAGED},
     }
-    per_image = {"log_evidence": log_evidence, "mean_squared_error": at_mean["mean_squared_error"]}
-    to_bits = -1 / (work.images.pixels.shape[1] * math.log(2))
-    if is_dequantized(config) or support is Support.LEVELS:
-        per_image["bits_per_dim"] = weighted.log_evidence[-1, 1 if is_dequantized(config) else 0] * to_bits
-        metrics |= _mean("bits_per_dim", per_image["bits_per_dim"])
-    if metrics["mass_outside"]:
-        metrics["bits_per_dim_clamped"] = weighted.log_evidence[-1, 2].mean().item() * to_bits
-    return metrics, per_image
+    return metrics, {
+        "elbo": whole["log_likelihood"] - whole["kl"],
+        "mean_squared_error": whole["mean_squared_error"],
+    }
 
 
 _AVERAGED = ("mean_squared_error", "mass_outside", "pixels_at_floor")
-_NOT_BINARISED: dict[str, Any] = {name: None for name in Evaluation.__annotations__ if name.startswith("binarised_")}
 
 
-def _binarised_metrics(
-    work: _Work, own: dict[str, Any], own_per_image: dict[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Compute -log p(b): the model's own evidence if it is a model of b, else that of its binarised model."""
-    if is_binarised_model(work.config):
-        log_p, size, by_k = own_per_image["log_evidence"], own["effective_sample_size"], own["log_evidence_by_k"]
-    else:
-        fitting = partial(work.callback, "fitting an encoder to binary images")
-        model = binarised_model(work.run, work.vae, work.grey, fitting)
-        b = binarize_dynamically(work.grey_pixels, work.pixel_generator())
-        weighted = _weigh(model, b, work, "importance sampling of binary images")
-        log_p, by_k = weighted.log_evidence[-1, 0], _by_k(weighted.log_evidence[:, 0], work.spec.k)
-        size = weighted.effective_sample_size[0].median().item()
-    metrics = {
-        **_mean("binarised_nll", -log_p),
-        "binarised_nll_by_k": {count: -value for count, value in by_k.items()},
-        "binarised_effective_sample_size": size,
-        "binarised_is_loose": size < LOOSE,
-    }
-    return metrics, {"binarised_nll": -log_p}
-
-
-def _weigh(vae: VAE, batch: Batch, work: _Work, stage: str, scores: Scores = score_log_likelihood) -> Weighted:
-    """Importance-weight all images of a batch, a few at a time.
-
-    The results are put into arrays made beforehand: small ones kept from every chunk would lie between the large
-    temporary ones and keep the memory of those from being used again.
-    """
-    rows, n, k = ROWS.get(vae.device.type, ROWS_ELSEWHERE), len(batch.input), work.spec.k
-    stream, size = generator(work.spec.seed, "importance", vae.device), max(1, rows // k)
-    found: Weighted | None = None
-    for start in range(0, n, size):
-        end = min(start + size, n)
-        chunk = Batch(batch.input[start:end], batch.target[start:end])
-        part = importance_weighted(vae, chunk, k, stream, rows, scores)
-        if found is None:
-            found = Weighted(*(torch.empty((*field.shape[:-1], n), dtype=field.dtype) for field in part))
-        for whole, field in zip(found, part, strict=True):
-            whole[..., start:end] = field
-        work.callback(stage, end, n)
-    assert found is not None
-    return found
+def _evidence(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Estimate log p(x), and for models of grey levels the bits that a pixel costs."""
+    config, k = held_out.config, held_out.spec.k
+    scores: list[Scores] = [score_log_likelihood, *([_level_scores] if is_dequantized(config) else [])]
+    own, *rest = estimate_evidence(held_out, held_out.vae, held_out.batch, "the evidence", scores)
+    metrics = describe("log_evidence", own, 0, k) | {"log_evidence_by_k": by_k(own.log_evidence[:, 0], k)}
+    per_image = {"log_evidence": own.log_evidence[-1, 0], "effective_sample_size": own.effective_sample_size[0]}
+    metrics |= dict.fromkeys(name for name in Evaluation.__annotations__ if name.startswith("bits_per_dim"))
+    to_bits = -1 / (held_out.batch.target.shape[1] * math.log(2))
+    if is_dequantized(config) or config.model.likelihood.support is Support.LEVELS:
+        levels = (rest or [own])[0]
+        metrics |= describe("bits_per_dim", levels, 0, k, to_bits)
+        per_image["bits_per_dim"] = levels.log_evidence[-1, 0] * to_bits
+    if rest and not rest[0].log_evidence[-1, 0].equal(rest[0].log_evidence[-1, 1]):  # some mass lies outside
+        metrics["bits_per_dim_clamped"] = rest[0].log_evidence[-1, 1].mean().item() * to_bits
+    return metrics, per_image
 
 
 def _level_scores(likelihood: Distribution, y: Tensor) -> Float[Tensor, "T S B"]:
-    """Return the density of y, the mass of its levels, and their mass with the tails clamped."""
+    """Return the mass of the levels that y falls in, and their mass with the tails clamped."""
     assert isinstance(likelihood, Density)
     mass = likelihood.level_mass(y)
-    return torch.stack((likelihood.log_prob(y), mass.exact.sum(-1), mass.censored.sum(-1)))
+    return torch.stack((mass.exact.sum(-1), mass.censored.sum(-1)))
 
 
-@torch.no_grad()
-def _at_posterior_mean(work: _Work, batch: Batch) -> dict[str, Tensor]:
-    """Compute what needs no samples.
+def _binarised(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Estimate -log p(b) by the binarised model; nothing where it is not asked for, or is the model's own evidence.
 
-    Returns:
-        The KL term if it has a closed form and the posterior mean (N, Z); squared error, mass outside and the share of
-        scales at their floor (N).
+    With the encoder as the proposal it is not estimated: that of a model of grey levels finds almost none of p(z|b).
     """
-    vae, config, parts = work.vae, work.config, []
-    for x, pixels in zip(batch.input.split(1000), work.grey_pixels.split(1000), strict=True):
-        posterior = vae.encoder(x)
-        likelihood = vae.decoder(posterior.mean)
-        grey = grey_level(likelihood.mean, dequantized=is_dequantized(config))
-        part = {"mean": posterior.mean, "mean_squared_error": (grey - pixels / 255).square().mean(1)}
-        kl, at_floor = kl_per_dimension(posterior, vae.prior), vae.decoder.at_floor(likelihood)
-        if kl is not None:
-            part["kl"] = kl
-        if is_dequantized(config):
-            part["mass_outside"] = likelihood.level_mass(x).outside.expand_as(x).mean(1)
-        if at_floor is not None:
-            part["pixels_at_floor"] = at_floor.expand_as(x).float().mean(1)
-        parts.append({name: value.double().cpu() for name, value in part.items()})
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    spec, config = held_out.spec, held_out.config
+    names = [name for name in Evaluation.__annotations__ if name.startswith("binarised_nll")]
+    nothing: dict[str, Any] = dict.fromkeys(names)
+    if not spec.binarised or spec.proposal == "encoder" or is_binarised_model(config):
+        return nothing, {}
+    model = binarised_model(config, held_out.vae)
+    (found,) = estimate_evidence(
+        held_out, model, held_out.binary_batch, "the evidence of binary images", [score_log_likelihood]
+    )
+    metrics = describe("binarised_nll", found, 0, spec.k, -1)
+    metrics["binarised_nll_by_k"] = by_k(-found.log_evidence[:, 0], spec.k)
+    return metrics, {"binarised_nll": -found.log_evidence[-1, 0]}
 
 
-def _mean(name: str, per_image: Tensor) -> dict[str, float]:
-    """Return a metric and its standard error over images."""
-    return {name: per_image.mean().item(), f"{name}_se": _standard_error(per_image)}
-
-
-def _standard_error(per_image: Tensor) -> float:
-    return (per_image.std() / math.sqrt(len(per_image))).item() if len(per_image) > 1 else math.nan
-
-
-def _monte_carlo_error(effective_sample_size: Tensor, k: int) -> float:
-    """Return the error of the mean of log (1/k) Σ w: Var = (1/k) Var(w)/E[w]² = 1/ESS - 1/k for each image."""
-    return ((1 / effective_sample_size - 1 / k).clamp(min=0).sum().sqrt() / len(effective_sample_size)).item()
-
-
-def _by_k(log_evidence: Float[Tensor, "K N"], k: int) -> dict[str, float]:
-    return {str(count): row.mean().item() for count, row in zip(sample_counts(k), log_evidence, strict=True)}
+def _own_is_binarised(
+    metrics: dict[str, Any], per_image: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Add the evidence of a model of binary images as its binarised likelihood."""
+    of_evidence = {name: value for name, value in metrics.items() if name.startswith("log_evidence")}
+    renamed = {name.replace("log_evidence", "binarised_nll"): value for name, value in of_evidence.items()}
+    renamed["binarised_nll"] = -renamed["binarised_nll"]
+    renamed["binarised_nll_by_k"] = {count: -value for count, value in renamed["binarised_nll_by_k"].items()}
+    return metrics | renamed, per_image | {"binarised_nll": -per_image["log_evidence"]}

@@ -7,8 +7,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from vaecli.errors import VaecliError
 
-LOOSE = 5.0
-"""A median effective sample size below this marks a bound as loose."""
+FEW = 5.0
+"""An image with fewer effective samples than this is counted by `..._low_share`."""
+KNOWN_FROM = 10.0
+"""The median effective sample size from which an estimate counts as known; below it is a bound, and ranks nothing."""
+ESTIMATES = ("log_evidence", "bits_per_dim", "binarised_nll")
+"""The metrics that are estimated by importance samples."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +23,6 @@ class Evaluation:
     checkpoint: str
     split: str
     n_images: int
-    k: int
     seed: int
     decoder: str
     support: str
@@ -27,6 +30,10 @@ class Evaluation:
     """How pixels became x."""
     is_likelihood: bool
     caveat: str | None
+    proposal: str
+    """Where importance samples come from: "fitted" or "encoder"."""
+    k: int
+    """Importance samples per image."""
     elbo: float
     elbo_se: float | None
     """Standard errors are over images; null in the file where there is one image only."""
@@ -37,10 +44,12 @@ class Evaluation:
     log_evidence: float
     log_evidence_se: float | None
     log_evidence_mc_se: float
-    """The Monte-Carlo error of log_evidence, with the images fixed."""
-    log_evidence_by_k: dict[str, float]
-    effective_sample_size: float
+    """The Monte-Carlo error, with the images fixed."""
+    log_evidence_effective_sample_size: float
     """Median over images."""
+    log_evidence_low_share: float
+    """The share of images with fewer than 5 effective samples."""
+    log_evidence_by_k: dict[str, float]
     active_units: int
     kl_per_dimension: list[float] | None
     """None where the KL term has no closed form."""
@@ -50,6 +59,9 @@ class Evaluation:
     bits_per_dim: float | None
     """-log P(k)/(D ln 2) on the 256 levels, a density integrated over each level only."""
     bits_per_dim_se: float | None
+    bits_per_dim_mc_se: float | None
+    bits_per_dim_effective_sample_size: float | None
+    bits_per_dim_low_share: float | None
     mass_outside: float | None
     """The mass of a pixel outside [0, 1), on average: with those of the 256 levels it adds up to 1."""
     bits_per_dim_clamped: float | None
@@ -57,10 +69,15 @@ class Evaluation:
     binarised_nll: float | None
     """-log p(b) for one dynamic binarisation of the split, the same for every run."""
     binarised_nll_se: float | None
+    binarised_nll_mc_se: float | None
+    binarised_nll_effective_sample_size: float | None
+    binarised_nll_low_share: float | None
     binarised_nll_by_k: dict[str, float] | None
-    binarised_effective_sample_size: float | None
-    binarised_is_loose: bool | None
-    """Whether the median effective sample size is below 5: a loose bound."""
+
+    def is_known(self, metric: str) -> bool:
+        """Return whether a metric is known: one estimated by too few effective samples is only a bound."""
+        size = getattr(self, f"{metric}_effective_sample_size") if metric in ESTIMATES else None
+        return size is None or size >= KNOWN_FROM
 
 
 class NotFiniteError(VaecliError):

@@ -85,9 +85,18 @@ class Conditional(nn.Module, ABC):
         super().__init__()
         self.network = network
 
-    @abstractmethod
     def forward(self, c: Float[Tensor, "*batch context"]) -> Distribution:
         """Return the distribution of y given c; batch shape (*batch), event shape (D,)."""
+        return self.distribution(self.output(c))
+
+    def output(self, c: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch outputs"]:
+        """Return what decides the distribution: `n_params` blocks of D numbers."""
+        output: Tensor = self.network(c)
+        return output
+
+    @abstractmethod
+    def distribution(self, output: Float[Tensor, "*batch outputs"]) -> Distribution:
+        """Return the distribution that an output describes; output i of a block is about dimension i of y alone."""
 
     def at_floor(self, y: Distribution) -> Tensor | None:  # noqa: ARG002
         """Return which scales of a distribution that `forward` returned sit on their floor; None without a floor."""
@@ -118,9 +127,9 @@ class Bernoulli(Conditional):
     n_params: ClassVar[int] = 1
     link = SIGMOID
 
-    def forward(self, c: Float[Tensor, "*batch context"]) -> IndependentBernoulli:
-        """Return the distribution of b given z."""
-        return IndependentBernoulli(self.network(c))
+    def distribution(self, output: Float[Tensor, "*batch outputs"]) -> IndependentBernoulli:
+        """Return the distribution of b with these logits."""
+        return IndependentBernoulli(output)
 
 
 @final
@@ -140,10 +149,10 @@ class Gaussian(Conditional):
         self.link = link
         self.floor = floor
 
-    def forward(self, c: Float[Tensor, "*batch context"]) -> DiagonalNormal:
-        """Return the distribution of y given c."""
-        output, log_variance = self.network(c).chunk(2, dim=-1)
-        return DiagonalNormal(self.link.mean(output), self.floor(0.5 * log_variance))
+    def distribution(self, output: Float[Tensor, "*batch outputs"]) -> DiagonalNormal:
+        """Return the distribution of y with these means, before the link, and log variances."""
+        mean, log_variance = output.chunk(2, dim=-1)
+        return DiagonalNormal(self.link.mean(mean), self.floor(0.5 * log_variance))
 
     def at_floor(self, y: Distribution) -> Tensor | None:
         """Return where log σ sits on its floor."""
@@ -161,10 +170,9 @@ class IdentityGaussian(Conditional):
         super().__init__(network)
         self.link = link
 
-    def forward(self, c: Float[Tensor, "*batch context"]) -> DiagonalNormal:
-        """Return the distribution of y given z."""
-        mean = self.link.mean(self.network(c))
-        return DiagonalNormal(mean, mean.new_zeros(()))
+    def distribution(self, output: Float[Tensor, "*batch outputs"]) -> DiagonalNormal:
+        """Return the distribution of y with these means, before the link."""
+        return DiagonalNormal(self.link.mean(output), output.new_zeros(()))
 
 
 @final
@@ -185,9 +193,9 @@ class SigmaGaussian(Conditional):
         self.floor = floor
         self.log_sigma = nn.Parameter(torch.zeros(()))
 
-    def forward(self, c: Float[Tensor, "*batch context"]) -> DiagonalNormal:
-        """Return the distribution of y given z."""
-        return DiagonalNormal(self.link.mean(self.network(c)), self.floor(self.log_sigma))
+    def distribution(self, output: Float[Tensor, "*batch outputs"]) -> DiagonalNormal:
+        """Return the distribution of y with these means, before the link."""
+        return DiagonalNormal(self.link.mean(output), self.floor(self.log_sigma))
 
     def at_floor(self, y: Distribution) -> Tensor | None:
         """Return whether the scale sits on its floor."""
@@ -201,9 +209,9 @@ class ContinuousBernoulli(Conditional):
 
     n_params: ClassVar[int] = 1
 
-    def forward(self, c: Float[Tensor, "*batch context"]) -> ContinuousBernoulliProduct:
-        """Return the distribution of y given z."""
-        return ContinuousBernoulliProduct(self.network(c))
+    def distribution(self, output: Float[Tensor, "*batch outputs"]) -> ContinuousBernoulliProduct:
+        """Return the distribution of y with these logits."""
+        return ContinuousBernoulliProduct(output)
 
     def _inverse_link(self, mean: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
         """Find η by bisection, since the mean rises with it. Means within 0.02 of an end are started there."""
@@ -233,10 +241,10 @@ class DiscretizedLogistic(Conditional):
         super().__init__(network)
         self.floor = floor
 
-    def forward(self, c: Float[Tensor, "*batch context"]) -> DiscretizedLogisticProduct:
-        """Return the distribution of x given z."""
-        location, output = self.network(c).chunk(2, dim=-1)
-        return DiscretizedLogisticProduct(location, self.floor(0.5 * output - 3))
+    def distribution(self, output: Float[Tensor, "*batch outputs"]) -> DiscretizedLogisticProduct:
+        """Return the distribution of x with these locations, and log scales as said above."""
+        location, scale = output.chunk(2, dim=-1)
+        return DiscretizedLogisticProduct(location, self.floor(0.5 * scale - 3))
 
     def at_floor(self, y: Distribution) -> Tensor | None:
         """Return where the log scale sits on its floor."""

@@ -14,13 +14,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from vaecli.data.dataset import Batch, Preprocess
-from vaecli.model.distributions import Posterior, standard_normal
-from vaecli.model.objectives import draw, draw_noise
+from vaecli.model.objectives import Elbo, draw, draw_noise
+from vaecli.model.proposals import Proposal
 from vaecli.model.vae import VAE, kl_per_dimension
 from vaecli.randomness import generator
 
 CHUNK = 500
 """Images whose bound is estimated at a time."""
+AT_ONCE = 5000
+"""Samples of z of each image that are drawn at a time; they are decoded a few at a time."""
 ACTIVE = 1e-2
 """A latent dimension is active when the posterior mean varies by more than this over images (Burda et al., 2015)."""
 SAMPLE_COUNTS = (1, 10, 100, 1000)
@@ -99,10 +101,6 @@ class Weighted(NamedTuple):
     """log (1/S) Σ_s w_s over the first S samples, S a sample count: each row a lower bound in expectation, in nats."""
     effective_sample_size: Float[Tensor, "T B"]
     """(Σ w)² / Σ w² over all k samples."""
-    log_likelihood: Float[Tensor, "T B"]
-    """E_q[score], over all k samples."""
-    kl: Float[Tensor, " B"]
-    """E_q[log q(z|x) - log p(z)], over all k samples."""
 
 
 def sample_counts(k: int) -> list[int]:
@@ -115,62 +113,78 @@ def score_log_likelihood(likelihood: Distribution, target: Tensor) -> Float[Tens
     return likelihood.log_prob(target)[None]
 
 
-@torch.no_grad()
-def importance_weighted(
-    vae: VAE, batch: Batch, k: int, generator: torch.Generator, rows: int, scores: Scores = score_log_likelihood
-) -> Weighted:
-    """Weigh k samples from q(z|x) for each image of a batch (Burda et al. 2015, eq. 8).
-
-    They are decoded in chunks, so that memory does not grow with k.
+@dataclass(frozen=True)
+class LogJoint:
+    """Compute log p(x, z) of the images of a batch, some samples at a time, so that memory does not grow with them.
 
     Args:
-        vae: p(x|z) p(z) and the proposal q(z|x).
+        vae: p(x|z) p(z).
+        target: What is scored, one image a row.
+        rows: At most so many samples of all images together are decoded at a time.
+        scores: The log-likelihoods of each image.
+    """
+
+    vae: VAE
+    target: Float[Tensor, "B D"]
+    rows: int
+    scores: Scores = score_log_likelihood
+
+    def of_scores(self, z: Float[Tensor, "S B Z"]) -> Float[Tensor, "T S B"]:
+        """Return each score + log p(z), in float64."""
+        return self._compute(z, self.target)
+
+    def __call__(self, z: Float[Tensor, "S b Z"], images: Tensor) -> Float[Tensor, "S b"]:
+        """Return the first score + log p(z) of the images with these numbers."""
+        return self._compute(z, self.target[images])[0]
+
+    @torch.no_grad()
+    def _compute(self, z: Tensor, target: Tensor) -> Tensor:
+        size = max(1, self.rows // len(target))
+        parts = [self.scores(self.vae.decoder(part), target) + self.vae.prior.log_prob(part) for part in z.split(size)]
+        return torch.cat([part.double() for part in parts], 1)
+
+
+@torch.no_grad()
+def importance_weighted(log_joint: LogJoint, proposal: Proposal, k: int, generator: torch.Generator) -> Weighted:
+    """Weigh k samples from a proposal for each image of a batch (Burda et al. 2015, eq. 8).
+
+    Args:
+        log_joint: Of p(x, z), for B images.
+        proposal: Where samples come from.
+        k: Samples for each image; memory does not grow with them.
+        generator: Of the samples, on the batch's device.
+    """
+    total = squares = None
+    by_count = []
+    for drawn in range(0, k, AT_ONCE):
+        n = min(AT_ONCE, k - drawn)
+        z, log_q = proposal.draw(n, generator)
+        log_w = log_joint.of_scores(z) - log_q
+        counts = (count for count in sample_counts(k) if drawn < count <= drawn + n)
+        by_count += [_add(total, log_w[:, : count - drawn].logsumexp(1)) - math.log(count) for count in counts]
+        total, squares = _add(total, log_w.logsumexp(1)), _add(squares, (2 * log_w).logsumexp(1))
+    assert total is not None
+    assert squares is not None
+    return Weighted(torch.stack(by_count), (2 * total - squares).exp())
+
+
+def _add(one: Tensor | None, two: Tensor) -> Tensor:
+    return two if one is None else torch.logaddexp(one, two)
+
+
+@torch.no_grad()
+def expected_terms(vae: VAE, batch: Batch, n: int, generator: torch.Generator, rows: int) -> Elbo:
+    """Estimate the two terms of the ELBO of each image by n draws, the KL term in closed form where there is one.
+
+    Args:
+        vae: The model.
         batch: B images.
-        k: Samples for each image.
+        n: Draws for each image.
         generator: Draws ε, on the batch's device.
         rows: At most so many samples of all images together are decoded at a time.
-        scores: The log-likelihoods to weigh.
     """
-    posterior, n_images = vae.encoder(batch.input), len(batch.input)
-    assert isinstance(posterior, Posterior)
-    chunk = max(1, rows // n_images)
-    so_far, by_count = None, []
-    for drawn in range(0, k, chunk):
-        n_samples = min(chunk, k - drawn)
-        z, log_q = posterior.transport(standard_normal((n_samples, n_images, vae.latent_dim), batch.input, generator))
-        log_p = scores(vae.decoder(z), batch.target)
-        log_ratio = vae.prior.log_prob(z) - log_q()
-        log_w = (log_p + log_ratio).double()
-        for count in (count for count in sample_counts(k) if drawn < count <= drawn + n_samples):
-            weights = log_w[:, : count - drawn].logsumexp(1)
-            by_count.append((weights if so_far is None else torch.logaddexp(so_far.weights, weights)) - math.log(count))
-        so_far = _add(so_far, _sums(log_w, log_p, log_ratio))
-    assert so_far is not None
-    effective_sample_size = (2 * so_far.weights - so_far.squares).exp()
-    return Weighted(torch.stack(by_count), effective_sample_size, so_far.log_likelihood / k, -so_far.log_ratio / k)
-
-
-class _Sums(NamedTuple):
-    """Hold log Σ w, log Σ w², Σ log p(x|z) and Σ log p(z)/q(z|x) over samples."""
-
-    weights: Float[Tensor, "T B"]
-    squares: Float[Tensor, "T B"]
-    log_likelihood: Float[Tensor, "T B"]
-    log_ratio: Float[Tensor, " B"]
-
-
-def _sums(log_w: Float[Tensor, "T S B"], log_p: Float[Tensor, "T S B"], log_ratio: Float[Tensor, "S B"]) -> _Sums:
-    return _Sums(
-        log_w.logsumexp(1), (2 * log_w).logsumexp(1), log_p.double().sum(1), log_ratio.sum(0, dtype=torch.float64)
-    )
-
-
-def _add(one: _Sums | None, two: _Sums) -> _Sums:
-    if one is None:
-        return two
-    return _Sums(
-        torch.logaddexp(one.weights, two.weights),
-        torch.logaddexp(one.squares, two.squares),
-        one.log_likelihood + two.log_likelihood,
-        one.log_ratio + two.log_ratio,
-    )
+    size = max(1, rows // len(batch.target))
+    noise = draw_noise(vae, batch, n, generator)
+    terms = [(len(part), draw(vae, batch, part).elbo) for part in noise.split(size)]
+    mean = (sum((count * term[i].double() for count, term in terms), torch.zeros(())) / n for i in range(2))
+    return Elbo(*mean)

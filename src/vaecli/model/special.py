@@ -40,7 +40,7 @@ class _BernoulliLogProb(Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         logits, value = ctx.saved_tensors
-        return sigmoid(logits).neg_().add_(value).mul_(gradients[0].unsqueeze(-1)), None
+        return (value - sigmoid(logits)) * gradients[0].unsqueeze(-1), None
 
 
 def softplus(x: Tensor) -> Tensor:
@@ -61,11 +61,18 @@ class _Softplus(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:  # noqa: ARG004
         ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         return gradients[0] * sigmoid(x)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        tangent: Tensor = tangents[0] * sigmoid(x)
+        return tangent
 
 
 def clamp_with_gradient(x: Tensor, low: float) -> Tensor:
@@ -86,13 +93,23 @@ class _ClampWithGradient(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
         x, low = inputs
-        ctx.save_for_backward(x >= low)
+        above = x >= low
+        ctx.save_for_backward(above)
+        ctx.save_for_forward(above)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         (gradient,) = gradients
         (above,) = ctx.saved_tensors
         return gradient * (above | (gradient < 0)), None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        """Return the derivative itself, without what descent needs below the floor."""
+        (above,) = ctx.saved_tensors
+        assert tangents[0] is not None
+        tangent: Tensor = tangents[0] * above
+        return tangent
 
 
 def log_sinhc(u: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vaecli.config.schema import get_setting
-from vaecli.evaluation.result import LOOSE
+from vaecli.evaluation.result import ESTIMATES
 from vaecli.reports.statistics import LEVEL, holm, interval, paired, welch
 from vaecli.sweeps.sweep import JobResult, SweepResult, metrics
 

@@ -142,8 +142,8 @@ class Run:
 
     def evaluation_path(self, step: int, spec: EvaluationSpec) -> Path:
         """Return where the evaluation stands of its checkpoint, taken at a step. Raises VaecliError if it has none."""
-        name = f"{self.checkpoint_path.stem}-step{step}-{spec.split}-k{spec.k}"
-        name += "" if spec.limit is None else f"-first{spec.limit}"
+        name = f"{self.checkpoint_path.stem}-step{step}-{spec.split}-{spec.proposal}-k{spec.k}"
+        name += "" if spec.limit is None else f"-{spec.limit}images"
         name += f"-seed{spec.seed}" + ("" if spec.binarised else "-no-binarised")
         return self.path / "evaluations" / f"{name}.json"
 

@@ -1,0 +1,140 @@
+"""What is evaluated: the model of one checkpoint, and the held-out images as it sees them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from vaecli import devices
+from vaecli.config.schema import Config, EvaluationSpec
+from vaecli.data.dataset import Batch, Dataset, Images, binarize_dynamically, build_preprocess
+from vaecli.errors import UsageError, VaecliError
+from vaecli.files import write_atomically, write_json
+from vaecli.model.vae import VAE
+from vaecli.randomness import Stream, generator
+from vaecli.runs.run import Run
+
+ROWS = {"cpu": 1000}
+"""Samples decoded at a time: on a CPU few enough that a decoder's outputs stay in the cache."""
+ROWS_ELSEWHERE = 100_000
+
+EvaluationCallback = Callable[[str, int, int], None]
+"""Is called with the stage of the work, how much of it is done, and of how much."""
+
+
+def ignore(stage: str, done: int, total: int) -> None:
+    """Take no notice of how far an evaluation has come."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Hold a model and the images that it is evaluated on."""
+
+    run: Run
+    vae: VAE
+    images: Images
+    """As the run sees them: binarised already where that is done once."""
+    grey_pixels: UInt8[Tensor, "N D"]
+    spec: EvaluationSpec
+    callback: EvaluationCallback
+
+    @property
+    def config(self) -> Config:
+        """Return the run's config."""
+        return self.run.config
+
+    @property
+    def rows(self) -> int:
+        """Return how many samples are decoded at a time."""
+        return ROWS.get(self.vae.device.type, ROWS_ELSEWHERE)
+
+    @cached_property
+    def batch(self) -> Batch:
+        """Return the images as the model takes them, by random numbers that are the same for every run."""
+        preprocess = build_preprocess(self.config.model.likelihood.support, self.config.data)
+        return preprocess(self.images.pixels, self.generator("evaluation"))
+
+    @cached_property
+    def binary_batch(self) -> Batch:
+        """Return the same images for the encoder, to be scored as one dynamic binarisation, the same for every run."""
+        b = binarize_dynamically(self.grey_pixels, self.generator("evaluation"))
+        return Batch(self.batch.input, b.target)
+
+    def generator(self, stream: Stream) -> torch.Generator:
+        """Return a generator of evaluation's own random numbers."""
+        return generator(self.spec.seed, stream, self.vae.device)
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what every result of an evaluation says of its origin."""
+        return {
+            "run": self.run.name,
+            "checkpoint": f"{self.run.checkpoint_path.stem} at step {self.run.checkpoint.progress.step}",
+            "split": self.spec.split,
+            "n_images": len(self.images),
+            "seed": self.spec.seed,
+            "decoder": self.config.model.decoder,
+            "support": self.config.model.likelihood.support.value,
+            "observed": self.config.observed,
+            "is_likelihood": self.config.is_likelihood,
+            "caveat": self.config.caveat,
+        }
+
+
+def open_held_out(
+    run: Run, spec: EvaluationSpec, device: str, data_dir: Path | None, callback: EvaluationCallback | None
+) -> HeldOut:
+    """Load a run's model and the images to evaluate it on.
+
+    Raises:
+        UsageError: The split has no images, or the device is not there.
+        DataError: The images cannot be read.
+        VaecliError: The checkpoint cannot be used.
+    """
+    run = _evaluable(run)
+    config, place = run.config, devices.resolve_device(device)
+    devices.flush_subnormals()
+    devices.allow_tf32(place, allowed=False)
+    dataset = Dataset(config.data, config.model.likelihood.support, data_dir)
+    images = dataset.split(spec.split)
+    if len(images) == 0:
+        raise UsageError(f"{run.name}: its {spec.split} split has no images")
+    grey_pixels = dataset.in_grey().split(spec.split).spread(spec.limit).to(place).pixels
+    vae = run.checkpoint.build_vae().to(place).requires_grad_(requires_grad=False)
+    return HeldOut(run, vae, images.spread(spec.limit).to(place), grey_pixels, spec, callback or ignore)
+
+
+def _evaluable(run: Run) -> Run:
+    """Return the run at the checkpoint to evaluate: of one that is still training, its newest."""
+    state = run.status.get("state")
+    if run.file is None and state in {"failed", "diverged"}:
+        raise VaecliError(
+            f"{run.path}: {state}: {run.status.get('reason')}; name a checkpoint file to evaluate it anyway"
+        )
+    return Run(run.path, run.last) if run.file is None and run.is_training else run
+
+
+def prepare_directory(path: Path) -> None:
+    """Check that results can be written: better known before hours of work than after. Raises VaecliError."""
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise VaecliError(f"{path.parent}: cannot be written: {error.strerror}") from error
+
+
+def write_results(path: Path, content: dict[str, Any], per_image: dict[str, Tensor]) -> None:
+    """Write metrics as JSON, and beside them those of every image as .npz. Raises VaecliError."""
+    arrays: dict[str, Any] = {name: value.cpu().numpy() for name, value in per_image.items()}
+    try:
+        write_atomically(path.with_suffix(".npz"), lambda file: np.savez_compressed(file, **arrays))
+        write_json(path, content)
+    except OSError as error:
+        raise VaecliError(f"{path}: cannot be written: {error.strerror}") from error
