@@ -29,8 +29,8 @@ def run_comparison(small, tmp_path):
 
         base = small(training={"epochs": 2}, **settings)
         found = compare(
-            base, decoders, n_seeds, tmp_path / out, runs_dir=tmp_path / "runs", jobs=jobs, k=k,
-            callback=callback,
+            base, decoders, n_seeds, tmp_path / out, runs_dir=tmp_path / "runs", jobs=jobs,
+            evaluation=EvaluationSpec(k=k), callback=callback,
         )  # fmt: skip
         return found, updates
 

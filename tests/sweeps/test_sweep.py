@@ -209,7 +209,9 @@ def test_a_plot_has_a_line_for_every_choice_and_a_chart_for_every_support(write,
         write(grid={"model.decoder": ["bernoulli", "gaussian"], "model.latent_dim": [1, 16], "seed": [0, 1]})
     )
     results = tuple(
-        JobResult(config, None, metrics(elbo=-100.0 + config.seed, effective_sample_size=9.0, active_units=16))
+        JobResult(
+            config, None, metrics(elbo=-100.0 + config.seed, log_evidence_effective_sample_size=9.0, active_units=16)
+        )
         for config in sweep.configs
     )
     written = write_report(SweepResult(sweep, results), tmp_path)

@@ -45,7 +45,10 @@ def compare_decoders(
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many.")] = 3,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, each with its share of the cores.")] = 1,
     out: Annotated[Path | None, typer.Option("--out", help="The report's directory.")] = None,
-    k: Annotated[int, typer.Option("--k", min=1, help="Importance samples per test image.")] = 100,
+    k: Annotated[int, typer.Option("--k", min=1, help="Importance samples per test image.")] = 500,
+    limit: Annotated[
+        int, typer.Option("--limit", min=2, help="Test images, evenly spaced; 10000 are all of MNIST's.")
+    ] = 1000,
     runs_dir: RunsDir = RUNS,
     data_dir: DataDir = None,
     quiet: Quiet = False,
@@ -63,15 +66,16 @@ def compare_decoders(
     from vaecli.sweeps.sweep import comparison
 
     silent = quiet or as_json
-    planned = comparison(base, names, 1, EvaluationSpec(k=k))
+    evaluation = EvaluationSpec(k=k, limit=limit)
+    planned = comparison(base, names, 1, evaluation)
     for caveat in [] if silent else caveats(planned.configs, settings or []):
         note(caveat)
     if jobs > (os.cpu_count() or 1):
         note(f"--jobs {jobs}: there are {os.cpu_count()} cores")
     with StopOnSignal() as stop, show_sweep(planned.keys, quiet=silent) as callback:
         found = compare(
-            base, names, seeds, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, k=k,
-            callback=callback, stop=stop,
+            base, names, seeds, directory, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs,
+            evaluation=evaluation, callback=callback, stop=stop,
         )  # fmt: skip
     from vaecli.reports.report import write_report
 

@@ -248,6 +248,10 @@ class EvaluationSpec(Section):
     """Whether the likelihood of binarised images is evaluated too."""
 
 
+OF_MANY_RUNS = EvaluationSpec(limit=1000)
+"""How the runs of sweeps and comparisons are evaluated, unless it is said otherwise."""
+
+
 def _whole_or_share(gpus: float) -> float:
     if gpus > 1 and not gpus.is_integer():
         raise ValueError("must be a whole number, or a share of one, as 0.5")

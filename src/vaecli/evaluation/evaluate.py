@@ -14,11 +14,11 @@ from vaecli.config.likelihoods import Support
 from vaecli.config.schema import EvaluationSpec
 from vaecli.data.dataset import Batch, Split
 from vaecli.evaluation.binarised import binarised_model, grey_level, is_binarised_model, is_dequantized
-from vaecli.evaluation.evidence import by_k, describe, estimate_evidence, mean
+from vaecli.evaluation.evidence import Group, by_k, describe, estimate_evidence, mean
 from vaecli.evaluation.held_out import EvaluationCallback, HeldOut, open_held_out, prepare_directory, write_results
 from vaecli.evaluation.result import Evaluation
 from vaecli.model.distributions import Density
-from vaecli.model.estimators import ACTIVE, Scores, expected_terms, score_log_likelihood
+from vaecli.model.estimators import ACTIVE, expected_terms, score_log_likelihood
 from vaecli.model.vae import kl_per_dimension
 from vaecli.runs.run import Run
 
@@ -135,8 +135,8 @@ _AVERAGED = ("mean_squared_error", "mass_outside", "pixels_at_floor")
 def _evidence(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Estimate log p(x), and for models of grey levels the bits that a pixel costs."""
     config, k = held_out.config, held_out.spec.k
-    scores: list[Scores] = [score_log_likelihood, *([_level_scores] if is_dequantized(config) else [])]
-    own, *rest = estimate_evidence(held_out, held_out.vae, held_out.batch, "the evidence", scores)
+    groups = [Group(score_log_likelihood), *([Group(_level_score, _level_scores)] if is_dequantized(config) else [])]
+    own, *rest = estimate_evidence(held_out, held_out.vae, held_out.batch, "the evidence", groups)
     metrics = describe("log_evidence", own, 0, k) | {"log_evidence_by_k": by_k(own.log_evidence[:, 0], k)}
     per_image = {"log_evidence": own.log_evidence[-1, 0], "effective_sample_size": own.effective_sample_size[0]}
     metrics |= dict.fromkeys(name for name in Evaluation.__annotations__ if name.startswith("bits_per_dim"))
@@ -148,6 +148,12 @@ def _evidence(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if rest and not rest[0].log_evidence[-1, 0].equal(rest[0].log_evidence[-1, 1]):  # some mass lies outside
         metrics["bits_per_dim_clamped"] = rest[0].log_evidence[-1, 1].mean().item() * to_bits
     return metrics, per_image
+
+
+def _level_score(likelihood: Distribution, y: Tensor) -> Float[Tensor, "T S B"]:
+    """Return the mass of the levels that y falls in."""
+    assert isinstance(likelihood, Density)
+    return likelihood.log_level_mass(y).sum(-1)[None]
 
 
 def _level_scores(likelihood: Distribution, y: Tensor) -> Float[Tensor, "T S B"]:
@@ -169,7 +175,7 @@ def _binarised(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return nothing, {}
     model = binarised_model(config, held_out.vae)
     (found,) = estimate_evidence(
-        held_out, model, held_out.binary_batch, "the evidence of binary images", [score_log_likelihood]
+        held_out, model, held_out.binary_batch, "the evidence of binary images", [Group(score_log_likelihood)]
     )
     metrics = describe("binarised_nll", found, 0, spec.k, -1)
     metrics["binarised_nll_by_k"] = by_k(-found.log_evidence[:, 0], spec.k)

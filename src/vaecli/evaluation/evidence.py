@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,9 +20,17 @@ FITTED_AT_ONCE = 50
 """Images whose proposals are fitted at a time."""
 
 
-def estimate_evidence(
-    held_out: HeldOut, vae: VAE, batch: Batch, stage: str, scores: Sequence[Scores]
-) -> list[Weighted]:
+@dataclass(frozen=True)
+class Group:
+    """Hold the scores that share samples."""
+
+    fitted: Scores
+    """Whose first score the proposal is fitted to."""
+    weighed: Scores | None = None
+    """Which are weighed; None for the same."""
+
+
+def estimate_evidence(held_out: HeldOut, vae: VAE, batch: Batch, stage: str, groups: Sequence[Group]) -> list[Weighted]:
     """Estimate the evidence of each image, for several groups of scores.
 
     Args:
@@ -29,8 +38,7 @@ def estimate_evidence(
         vae: Its model, or one made from it.
         batch: Its images.
         stage: What the work is called.
-        scores: For each group a proposal is fitted: to the first of its scores, beginning with that of the group
-            before. Scores of one group share samples.
+        groups: For each a proposal is fitted, beginning with that of the group before.
 
     Returns:
         For each group what the samples say of all images, on the CPU: results are put into arrays made beforehand,
@@ -44,13 +52,14 @@ def estimate_evidence(
         end = min(start + size, n)
         part = Batch(batch.input[start:end], batch.target[start:end])
         proposal: Proposal = encoder_proposal(vae, part)
-        for i, group in enumerate(scores):
-            log_joint = LogJoint(vae, part.target, held_out.rows, group)
+        for i, group in enumerate(groups):
+            log_joint = LogJoint(vae, part.target, held_out.rows, group.fitted)
             if isinstance(proposal, Mixture):
                 proposal = adapt(proposal, vae, part, log_joint, pilots)
             elif spec.proposal == "fitted":
                 proposal = fit_proposal(vae, part, log_joint, pilots)
-            weighted = importance_weighted(log_joint, proposal, k, stream)
+            weighed = replace(log_joint, scores=group.weighed or group.fitted)
+            weighted = importance_weighted(weighed, proposal, k, stream)
             if start == 0:
                 found.append(Weighted(*(torch.empty((*field.shape[:-1], n), dtype=field.dtype) for field in weighted)))
             for whole, field in zip(found[i], weighted, strict=True):

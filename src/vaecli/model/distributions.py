@@ -67,6 +67,10 @@ class Density(Factorised):
     """Describe a density of y = (k + u)/256 with u ~ U[0, 1)."""
 
     @abstractmethod
+    def log_level_mass(self, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return log ∫ p(y) dy over the level that each y falls in, k = ⌊256 y⌋: `LevelMass.exact`."""
+
+    @abstractmethod
     def level_mass(self, y: Float[Tensor, "..."]) -> LevelMass:
         """Return the masses of the levels that y falls in, k = ⌊256 y⌋."""
 
@@ -100,14 +104,22 @@ class DiagonalNormal(Density, Posterior):
         error = (value - self._mean) * (-self.log_sigma).exp()
         return -(0.5 * error.square() + self.log_sigma).sum(-1) - 0.5 * LOG_2PI * value.shape[-1]
 
-    def level_mass(self, y: Float[Tensor, "..."]) -> LevelMass:
+    def log_level_mass(self, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Return differences of Φ, taken in the smaller tail: naive differences lose whole nats a pixel."""
-        k = (256 * y).floor()
+        _, outer, inner = self._tails((256 * y).floor())
+        return inner + torch.log(-torch.expm1(outer - inner))
+
+    def _tails(self, k: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return where a level lies right of the mean, and log Φ of its ends: the one further from the mean first."""
         precision = (-self.log_sigma).exp()
         low, high = (k / 256 - self._mean) * precision, ((k + 1) / 256 - self._mean) * precision
         right = low + high > 0
-        outer = log_ndtr(torch.where(right, -high, low))  # of the end that is further from the mean
-        inner = log_ndtr(torch.where(right, -low, high))
+        return right, log_ndtr(torch.where(right, -high, low)), log_ndtr(torch.where(right, -low, high))
+
+    def level_mass(self, y: Float[Tensor, "..."]) -> LevelMass:
+        """Return the masses of levels, with all that lies beyond them."""
+        k, precision = (256 * y).floor(), (-self.log_sigma).exp()
+        right, outer, inner = self._tails(k)
         exact = inner + torch.log(-torch.expm1(outer - inner))
         rest = torch.log(-torch.expm1(outer))  # of all but what lies beyond the outer end
         first, last = k < 0.5, k > 254.5
@@ -199,11 +211,15 @@ class ContinuousBernoulliProduct(Density):
         """Return log p(y) = Σ_d [η_d y_d - A(η_d)], in nats."""
         return (self.logits * value - self._log_normaliser()).sum(-1)
 
-    def level_mass(self, y: Float[Tensor, "..."]) -> LevelMass:
-        """Return ∫ e^(ηy) dy = e^(η · middle) · width · sinh(u)/u with u = η · width/2; no mass lies outside."""
+    def log_level_mass(self, y: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return log of ∫ e^(ηy) dy = e^(η · middle) · width · sinh(u)/u with u = η · width/2, less A(η)."""
         middle = ((256 * y).floor() + 0.5) / 256
         log_integral = self.logits * middle - math.log(256) + log_sinhc(self.logits / 512)
-        exact = log_integral - self._log_normaliser()
+        return log_integral - self._log_normaliser()
+
+    def level_mass(self, y: Float[Tensor, "..."]) -> LevelMass:
+        """Return the masses of levels; none lies outside."""
+        exact = self.log_level_mass(y)
         return LevelMass(exact, exact, torch.zeros_like(exact))
 
     def draw(self, generator: torch.Generator) -> Float[Tensor, "*batch D"]:

@@ -3,6 +3,7 @@
 Axes: B images, Z latent dimensions, P blocks of D outputs of the decoder's network.
 """
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -113,7 +114,9 @@ def _expand(vae: VAE, target: Float[Tensor, "B D"], z: Float[Tensor, "B Z"]) -> 
         derivative: Tensor = torch.func.jvp(vae.decoder.output, (z,), (direction.expand_as(z),))[1]
         return derivative
 
-    jacobian = torch.func.vmap(along)(directions).transpose(0, 1)  # (B, Z, P·D)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of torch, of what its own forward mode uses
+        jacobian = torch.func.vmap(along)(directions).transpose(0, 1)  # (B, Z, P·D)
     log_p, slope, bend = _likelihood_to_second_order(vae, target, vae.decoder.output(z))
     log_prior, prior_slope, prior_bend = _prior_to_second_order(vae, z)
     gradient = (jacobian @ slope[:, :, None]).squeeze(-1).double() + prior_slope.double()

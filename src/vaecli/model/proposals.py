@@ -27,7 +27,7 @@ from vaecli.model.vae import VAE
 PILOTS = 250
 """Samples of a round, for each image."""
 MIN_ROUNDS, MAX_ROUNDS = 2, 12
-ENOUGH = 0.25
+ENOUGH = 0.2
 """The share of a round's samples that count as effective at which a proposal is good enough."""
 TEMPERED = 100.0
 """Effective samples that weights are flattened to, where they have fewer: no fit to a handful of points."""

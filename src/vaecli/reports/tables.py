@@ -1,5 +1,6 @@
 """What a report says in numbers: tables of metrics, tests of differences, rankings and warnings."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
@@ -8,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vaecli.config.schema import get_setting
-from vaecli.evaluation.result import ESTIMATES
+from vaecli.evaluation.result import ESTIMATES, KNOWN_FROM
 from vaecli.reports.statistics import LEVEL, holm, interval, paired, welch
 from vaecli.sweeps.sweep import JobResult, SweepResult, metrics
 
@@ -30,8 +31,8 @@ class Column:
 
 WITHIN = (
     Column("elbo", "ELBO", "lower bound on log p(x), nats per test image", "higher", 2),
-    Column("log_evidence", "log evidence", "importance-weighted log p(x), nats per test image", "higher", 2),
-    Column("effective_sample_size", "ESS", "median effective sample size of that estimate", None, 1),
+    Column("log_evidence", "log evidence", "log p(x), nats per test image", "higher", 2),
+    Column("log_evidence_effective_sample_size", "ESS", "median effective sample size of that estimate", None, 1),
 )
 """Metrics that may be compared within a support only."""
 ACROSS = (
@@ -102,15 +103,33 @@ def table(results: Sequence[JobResult], keys: Sequence[str], columns: tuple[Colu
     rows = []
     for labels, found in group_by(results, keys).items():
         done = [result for result in found if not result.error]
-        rows.append(Row(labels, len(done), [_cell(metrics(done, column.key), column.digits) for column in columns]))
+        rows.append(Row(labels, len(done), [_cell(done, column) for column in columns]))
     return Table(short_names(keys), columns, rows)
 
 
-def _cell(values: list[float], digits: int) -> str:
+def _cell(results: Sequence[JobResult], column: Column) -> str:
+    values = metrics(results, column.key)
     if not values:
         return "–"
     mean, half = interval(values)
-    return f"{mean:.{digits}f}" + (f" ± {half:.{digits}f}" if half is not None else "")
+    bound = "" if _are_known(results, column.key) else "≥ " if column.better == "higher" else "≤ "
+    return f"{bound}{mean:.{column.digits}f}" + (f" ± {half:.{column.digits}f}" if half is not None else "")
+
+
+def _are_known(results: Sequence[JobResult], key: str) -> bool:
+    """Return whether a metric is known for all of these runs, and not only bounded."""
+    return all(result.evaluation is not None and result.evaluation.is_known(key) for result in results)
+
+
+def _known(results: Sequence[JobResult], key: str) -> list[float]:
+    """Return a metric over runs; nothing where one of them has none, or only a bound on it."""
+    return metrics(results, key) if _are_known(results, key) else []
+
+
+def _monte_carlo_error(results: Sequence[JobResult], key: str) -> float:
+    """Return the Monte-Carlo error of a mean over runs; 0 for what is not estimated by importance samples."""
+    errors = metrics(results, f"{key}_mc_se") if key in ESTIMATES else []
+    return math.sqrt(sum(error**2 for error in errors)) / max(1, len(errors))
 
 
 @dataclass(frozen=True)
@@ -127,27 +146,34 @@ class Difference:
     """Welch's t test between the seeds of either."""
     over_images: float | None
     """The weakest seed's t test paired over the test images."""
+    mc_error: float = 0.0
+    """Its Monte-Carlo error."""
 
     @property
     def holds(self) -> bool:
-        """Return whether both tests find it."""
-        return all(p is not None and p < LEVEL for p in (self.over_seeds, self.over_images))
+        """Return whether both tests find it, and the Monte-Carlo error is smaller than it."""
+        found = all(p is not None and p < LEVEL for p in (self.over_seeds, self.over_images))
+        return found and self.mc_error < self.by
 
 
 def differences(found: SweepResult) -> list[Difference]:
-    """Test every pair of decoders on every metric that ranks them, corrected together."""
+    """Test every pair of decoders on every metric that ranks them, corrected together; a bound ranks nothing."""
     title_of = {result.decoder: result.config.support_title for result in found.results}
     tested = []
     for column in (c for c in (*WITHIN, *ACROSS) if c.key in TESTED):
         for a, b in combinations(found.decoders, 2):
-            one, two = metrics(found.of(a), column.key), metrics(found.of(b), column.key)
+            one, two = _known(found.of(a), column.key), _known(found.of(b), column.key)
             if not one or not two or (column in WITHIN and title_of[a] != title_of[b]):
                 continue
             difference = float(np.mean(one) - np.mean(two))
             better, worse = (a, b) if (difference > 0) == (column.better == "higher") else (b, a)
             over_images = paired_over_images(found, a, b, column.key)
+            mc_error = math.hypot(*(_monte_carlo_error(found.of(decoder), column.key) for decoder in (a, b)))
+            over_seeds = welch(one, two)
             tested.append(
-                Difference(column.title, better, worse, abs(difference), column.digits, welch(one, two), over_images)
+                Difference(
+                    column.title, better, worse, abs(difference), column.digits, over_seeds, over_images, mc_error
+                )
             )
     seeds, images = holm([d.over_seeds for d in tested]), holm([d.over_images for d in tested])
     return [replace(d, over_seeds=s, over_images=i) for d, s, i in zip(tested, seeds, images, strict=True)]
@@ -164,7 +190,7 @@ def rankings(found: SweepResult, tested: Sequence[Difference]) -> list[tuple[str
         groups = group_by_support(found.results) if column in WITHIN else {"": found.results}
         for title, results in groups.items():
             decoders = dict.fromkeys(result.decoder for result in results)
-            values = {decoder: metrics(found.of(decoder), column.key) for decoder in decoders}
+            values = {decoder: _known(found.of(decoder), column.key) for decoder in decoders}
             means = {decoder: float(np.mean(value)) for decoder, value in values.items() if value}
             ranked = sorted(means, key=means.__getitem__, reverse=column.better == "higher")
             text = "".join(ranked[:1])
@@ -205,10 +231,12 @@ def _warnings_of(result: JobResult) -> list[str]:
         found.append(f"The bound is {evaluation.caveat}")
     if (evaluation.pixels_at_floor or 0) > FLOORED:
         found.append("Scales sit on their floor, so the likelihood is limited by a setting")
-    if evaluation.effective_sample_size < LOOSE:
-        found.append(f"The log evidence is a loose bound, its median effective sample size below {LOOSE:g}")
-    if evaluation.binarised_is_loose:
-        found.append(f"The binarised NLL is a loose bound, its median effective sample size below {LOOSE:g}")
+    found += [
+        f"The {column.title} is a bound, marked ≥ or ≤, and ranks nothing: "
+        f"its median effective sample size is below {KNOWN_FROM:g}"
+        for column in (*WITHIN, *ACROSS)
+        if not evaluation.is_known(column.key)
+    ]
     if evaluation.active_units < COLLAPSED * result.config.model.latent_dim:
         found.append("More than half of the latent units are collapsed")
     return found

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vaecli.config.schema import Config, EvaluationSpec, Resources
+from vaecli.config.schema import OF_MANY_RUNS, Config, EvaluationSpec, Resources
 from vaecli.data.sources import fingerprint
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock, write_json
@@ -44,7 +44,7 @@ def compare(
     runs_dir: Path,
     data_dir: Path | None = None,
     jobs: int = 1,
-    k: int = 100,
+    evaluation: EvaluationSpec = OF_MANY_RUNS,
     callback: SweepCallback | None = None,
     stop: Stop = never,
 ) -> SweepResult:
@@ -58,14 +58,14 @@ def compare(
         runs_dir: Where the runs are looked for and made.
         data_dir: As for `train`.
         jobs: Runs at a time, each in a process with its share of the cores.
-        k: Importance samples per image.
+        evaluation: How each run is evaluated.
         callback: As for `run_sweep`.
         stop: As for `run_sweep`.
 
     Raises:
         UsageError: The directory holds another comparison; otherwise as for `run_sweep`.
     """
-    sweep = comparison(base, decoders, n_seeds, EvaluationSpec(k=k))
+    sweep = comparison(base, decoders, n_seeds, evaluation)
     found = run_sweep(sweep, out, runs_dir=runs_dir, data_dir=data_dir, jobs=jobs, callback=callback, stop=stop)
     in_order = sorted(found.results, key=lambda result: (list(decoders).index(result.decoder), result.seed))
     return replace(found, results=tuple(in_order))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from vaecli.config.loading import load_config, load_yaml, override, safe_name
-from vaecli.config.schema import Config, EvaluationSpec, Resources, Section, get_setting
+from vaecli.config.schema import OF_MANY_RUNS, Config, EvaluationSpec, Resources, Section, get_setting
 from vaecli.data.sources import fingerprint
 from vaecli.errors import ConfigError, VaecliError
 from vaecli.evaluation.result import Evaluation, read_evaluation
@@ -40,7 +40,7 @@ class Spec(Section):
     points: list[dict[str, Any]] = Field(default_factory=list)
     """Settings of further runs, beside the grid."""
     resources: Resources = Resources()
-    evaluation: EvaluationSpec = EvaluationSpec()
+    evaluation: EvaluationSpec = OF_MANY_RUNS
 
 
 @dataclass(frozen=True)
