@@ -168,14 +168,15 @@ def importance_floor(work: Work) -> Epochs:
 
 
 def importance(work: Work) -> Epochs:
-    """Weigh L samples for each of N images, as `vae evaluate --k L` does."""
+    """Weigh L samples for each of N images, as `vae evaluate --proposal encoder --k L` does."""
     import torch
 
     from vaecli.config.schema import ModelConfig
     from vaecli.data.dataset import binarize_dynamically
     from vaecli.data.image_grid import ImageShape
     from vaecli.devices import flush_subnormals
-    from vaecli.model.estimators import importance_weighted
+    from vaecli.model.estimators import LogJoint, importance_weighted
+    from vaecli.model.proposals import encoder_proposal
     from vaecli.model.vae import build_vae
     from vaecli.randomness import generator
 
@@ -186,7 +187,8 @@ def importance(work: Work) -> Epochs:
     batch = binarize_dynamically(torch.from_numpy(images(work.n)), noise)
     while True:
         for x in batch.input.split(1):
-            importance_weighted(vae, type(batch)(x, x), work.samples, noise, 1000)
+            log_joint = LogJoint(vae, x, 1000)
+            importance_weighted(log_joint, encoder_proposal(vae, type(batch)(x, x)), work.samples, noise)
         yield
 
 

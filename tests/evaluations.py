@@ -5,7 +5,7 @@ from typing import Any
 
 from vaecli.evaluation.result import Evaluation
 
-WORDS = {"run", "checkpoint", "split", "decoder", "support", "observed"}
+WORDS = {"run", "checkpoint", "split", "decoder", "support", "observed", "proposal"}
 
 
 def metrics(**given: Any) -> Evaluation:

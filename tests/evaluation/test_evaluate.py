@@ -12,14 +12,13 @@ from vaecli.data.dataset import Batch, Dataset, binarize_dynamically, build_prep
 from vaecli.data.image_grid import ImageShape
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation import evaluate as evaluation
-from vaecli.evaluation.binarised import MARGIN, BinarisedDecoder, fit_encoder, grey_level
+from vaecli.evaluation.binarised import MARGIN, BinarisedDecoder, binarised_model, grey_level
 from vaecli.evaluation.evaluate import evaluate
 from vaecli.evaluation.result import NotFiniteError, read_evaluation
 from vaecli.files import lock
 from vaecli.model.distributions import Density, DiagonalNormal
-from vaecli.model.estimators import evaluate_bound
 from vaecli.model.objectives import log_evidence
-from vaecli.model.vae import VAE, StandardNormal, build_vae
+from vaecli.model.vae import build_vae
 from vaecli.randomness import generator
 from vaecli.runs.run import LOCK, Run
 from vaecli.training.loop import train
@@ -42,10 +41,10 @@ def test_every_decoder_has_the_metrics_of_its_support(run):
     support = run.config.model.likelihood.support
     assert found.elbo == pytest.approx(found.log_likelihood - found.kl, abs=1e-5)
     assert sum(found.kl_per_dimension) == pytest.approx(found.kl, abs=1e-5)
-    assert found.log_evidence >= found.elbo - 3 * found.log_evidence_mc_se
+    assert found.log_evidence >= found.elbo - 5 * found.log_evidence_mc_se
     assert list(found.log_evidence_by_k) == ["1", "10", "20"]
     assert found.log_evidence_by_k["20"] == found.log_evidence
-    assert 1 <= found.effective_sample_size <= 20
+    assert 1 <= found.log_evidence_effective_sample_size <= 20
     assert (found.bits_per_dim is None) == (support is Support.BINARY)
     assert (found.mass_outside is None) == (support is not Support.UNIT_INTERVAL)
     assert found.binarised_nll > 0
@@ -69,12 +68,12 @@ def test_the_metrics_are_written_whole_and_repeat(run):
 
 
 def test_evaluations_that_differ_are_different_files(bernoulli):
-    settings = [{}, {"split": "train"}, {"limit": 3}, {"seed": 1}, {"binarised": False}]
+    settings = [{}, {"split": "train"}, {"limit": 3}, {"seed": 1}, {"binarised": False}, {"proposal": "encoder"}]
     for more in settings:
         evaluate(bernoulli, k=2, **more)
     evaluate(bernoulli, k=3)
     evaluate(Run(bernoulli.path, bernoulli.last), k=2)
-    assert len(list((bernoulli.path / "evaluations").glob("*.json"))) == 7
+    assert len(list((bernoulli.path / "evaluations").glob("*.json"))) == 8
 
 
 def test_evaluation_does_not_touch_the_checkpoints(bernoulli):
@@ -83,47 +82,32 @@ def test_evaluation_does_not_touch_the_checkpoints(bernoulli):
     assert all(path.read_bytes() == content for path, content in before.items())
 
 
-def test_a_binarised_model_needs_no_other_encoder(bernoulli):
+def test_the_binarised_likelihood_of_a_model_of_binary_images_is_its_own_evidence(bernoulli):
     found = evaluate(bernoulli, k=50)
     assert (found.binarised_nll, found.binarised_nll_se) == (-found.log_evidence, found.log_evidence_se)
-    assert not list((bernoulli.path / "evaluations").glob("*.pt"))
+    assert found.binarised_nll_by_k == {k: -v for k, v in found.log_evidence_by_k.items()}
 
 
-def test_the_binarised_likelihood_of_a_binarised_model_agrees_with_its_own_evidence(bernoulli, monkeypatch):
-    """The decoder's mean and a fitted encoder give the same -log p(b) as the model itself, within the error."""
+def test_the_binarised_model_of_a_bernoulli_gives_its_own_evidence_again(bernoulli, monkeypatch):
+    """The decoder's mean and a proposal fitted to it give the same -log p(b) as the model itself."""
     own = evaluate(bernoulli, k=1000)
     monkeypatch.setattr(evaluation, "is_binarised_model", lambda config: False)
-    again = evaluate(bernoulli, k=1000, seed=0)
-    assert again.binarised_nll == pytest.approx(own.binarised_nll, abs=0.1)
+    again = evaluate(bernoulli, k=1000)
+    assert again.binarised_nll == pytest.approx(own.binarised_nll, abs=4 * own.binarised_nll_mc_se)
 
 
-def test_a_refitted_encoder_is_kept_for_its_checkpoint(small, tmp_path, monkeypatch):
-    run = train(small(model={"decoder": "i-gaussian"}), runs_dir=tmp_path)
-    found = evaluate(run, k=5)
-    (kept,) = (run.path / "evaluations").glob("binarised-encoder-*.pt")
-
-    def refuse(*arguments):
-        raise AssertionError("fitted again")
-
-    monkeypatch.setattr("vaecli.evaluation.binarised.fit_encoder", refuse)
-    assert evaluate(run, k=5) == found
-    kept.write_bytes(b"damaged")
-    with pytest.raises(AssertionError, match="fitted again"):
-        evaluate(run, k=5)
+def test_with_the_encoder_as_proposal_only_a_model_of_binary_images_has_a_binarised_likelihood(run):
+    found = evaluate(run, k=5, proposal="encoder")
+    assert (found.binarised_nll is None) == (run.config.model.likelihood.support is not Support.BINARY)
+    assert found.proposal == "encoder"
 
 
-@pytest.mark.parametrize("name", [n for n, entry in LIKELIHOODS.items() if entry.support is not Support.BINARY])
-def test_refitting_tightens_the_bound_on_binary_images_and_leaves_the_decoder_alone(small, tmp_path, name):
-    config = small(model={"decoder": name})
-    data = Dataset(config.data, Support.BINARY)
-    vae = build_vae(config.model, SHAPE, generator(0, "init"), data.train.mean)
-    before = {key: value.clone() for key, value in vae.decoder.state_dict().items()}
-    model = VAE(vae.encoder, BinarisedDecoder(vae.decoder, dequantized=True), StandardNormal(3))
-    pixels = data.validation.pixels
-    loose = evaluate_bound(model, pixels, binarize_dynamically, 0).elbo
-    fit_encoder(model, data.train, data.validation, 0, lambda done, of: None)
-    assert evaluate_bound(model, pixels, binarize_dynamically, 0).elbo > loose
-    assert all(torch.equal(value, before[key]) for key, value in vae.decoder.state_dict().items())
+def test_images_are_spread_evenly_over_the_split(bernoulli, images):
+    assert evaluate(bernoulli, k=2, limit=3, binarised=False).n_images == 3
+    split = Dataset(bernoulli.config.data, Support.BINARY).test
+    expected = torch.from_numpy(images[[54, 56, 58]]).flatten(1)
+    assert torch.equal(split.spread(3).pixels, expected)
+    assert len(split.spread(100)) == len(split.spread(None)) == 6
 
 
 def test_the_grey_level_is_the_decoders_mean_in_units_of_k_255():
@@ -235,14 +219,14 @@ def test_splits_without_images_and_runs_without_weights(small, tmp_path, bernoul
 
 
 def test_a_gaussians_own_encoder_is_too_narrow_a_proposal_for_binary_images(small, tmp_path):
-    """The same decoder, b and k: with q(z|y) -log p(b) is far higher than with the encoder refitted on b."""
+    """The same decoder, b and k: with q(z|y) -log p(b) is far higher than with proposals fitted to b."""
     settings = {"model": {"decoder": "gaussian", "hidden_dim": 32}, "training": {"epochs": 100}}
     run = train(small(**settings), runs_dir=tmp_path)
     found = evaluate(run, k=100)
     pixels = Dataset(run.config.data, Support.UNIT_INTERVAL).test.pixels
     b = binarize_dynamically(pixels, generator(0, "evaluation")).target
-    y = build_preprocess(Support.UNIT_INTERVAL, run.config.data)(pixels, generator(0, "pixels")).input
-    own = VAE(run.vae.encoder, BinarisedDecoder(run.vae.decoder, dequantized=True), StandardNormal(3))
+    y = build_preprocess(Support.UNIT_INTERVAL, run.config.data)(pixels, generator(0, "evaluation")).input
+    own = binarised_model(run.config, run.vae)
     with torch.no_grad():
         nll = -log_evidence(own, Batch(y, b), 100, generator(0, "importance")).mean().item()
     assert found.binarised_nll < nll - 1

@@ -96,7 +96,7 @@ def test_a_comparison_that_is_stopped_goes_on_later(small, tmp_path, jobs):
         return next(polls) > 20 if jobs == 1 else bool(list(tmp_path.glob("runs/*/*/checkpoints/last.pt")))
 
     with pytest.raises(InterruptedRunError):
-        compare(*arguments, runs_dir=tmp_path / "runs", jobs=jobs, k=2, stop=stop)
+        compare(*arguments, runs_dir=tmp_path / "runs", jobs=jobs, evaluation=EvaluationSpec(k=2), stop=stop)
     states = {run.status["state"] for run in list_runs(tmp_path / "runs")}
     assert "interrupted" in states
     assert time.monotonic() - began < 60

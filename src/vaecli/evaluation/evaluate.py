@@ -177,7 +177,7 @@ def _binarised(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
     (found,) = estimate_evidence(
         held_out, model, held_out.binary_batch, "the evidence of binary images", [Group(score_log_likelihood)]
     )
-    metrics = describe("binarised_nll", found, 0, spec.k, -1)
+    metrics = describe("binarised_nll", found, 0, spec.k, -1.0)
     metrics["binarised_nll_by_k"] = by_k(-found.log_evidence[:, 0], spec.k)
     return metrics, {"binarised_nll": -found.log_evidence[-1, 0]}
 

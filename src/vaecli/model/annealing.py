@@ -162,6 +162,15 @@ class Path:
         log_w, accepted = self._anneal(chains, self.schedule.flip(0).tolist(), sizes.flip(0), generator, report)
         return -log_w, accepted
 
+    def sample(
+        self, z: Float[Tensor, "C B Z"], n: int, size: Float[Tensor, " B"], generator: torch.Generator
+    ) -> Float[Tensor, "C B Z"]:
+        """Return where n transitions at β = 1 lead: draws from the posterior, if z were or n is large."""
+        point = self._at(z)
+        for _ in range(n):
+            point, _ = self._transition(point, 1.0, size, generator)
+        return point.z
+
     def _anneal(
         self, z: Tensor, schedule: list[float], sizes: Tensor, generator: torch.Generator, report: Report
     ) -> tuple[Tensor, Tensor]:
