@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 import warnings
 
@@ -32,6 +33,22 @@ def test_saving_and_loading_changes_nothing(run, tmp_path):
     first = load_checkpoint(run.last)
     save_checkpoint(tmp_path / "again.pt", first)
     assert str(load_checkpoint(tmp_path / "again.pt")) == str(first)
+
+
+def test_a_checkpoint_that_is_replaced_meanwhile_is_that_of_its_digest(run, small, tmp_path, monkeypatch):
+    """As one is that is read while its run trains: what was checked, what is used, and the digest are of one file."""
+    written = run.last.read_bytes()
+    other = train(small(seed=1, training={"epochs": 1}), runs_dir=tmp_path / "other").last.read_bytes()
+    load = torch.load
+
+    def replace_and_load(*arguments, **options):
+        run.last.write_bytes(other)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(torch, "load", replace_and_load)
+    found = load_checkpoint(run.last)
+    assert found.config.seed == 0
+    assert found.digest == hashlib.sha256(written).hexdigest()
 
 
 class Bomb:

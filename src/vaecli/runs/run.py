@@ -65,7 +65,7 @@ class Run:
         """Return the path of the checkpoint with the best validation ELBO."""
         return self.path / CHECKPOINTS / "best.pt"
 
-    @property
+    @cached_property
     def checkpoint_path(self) -> Path:
         """Return the path of the named checkpoint, else of the best, else of the last. Raises VaecliError."""
         for path in (self.file, self.best, self.last):
@@ -75,7 +75,7 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> "Checkpoint":
-        """Return the checkpoint's content, checked. Raises VaecliError."""
+        """Return the checkpoint's content, checked; it is read once. Raises VaecliError."""
         from vaecli.runs.checkpoint import load_checkpoint  # noqa: PLC0415 (torch)
 
         return load_checkpoint(self.checkpoint_path)
