@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import vaecli
-import vaecli.training.session
+import vaecli.runs.checkpoint
 import vaecli.training.state
 import vaecli.training.step
 from vaecli.config.loading import override
@@ -401,7 +401,7 @@ def test_a_run_is_locked_before_its_checkpoint_is_read(small, tmp_path, monkeypa
         locked.append(run.is_training)
         return load_checkpoint(path)
 
-    monkeypatch.setattr(vaecli.training.session, "load_checkpoint", load)
+    monkeypatch.setattr(vaecli.runs.checkpoint, "load_checkpoint", load)
     resume(run)
     assert locked == [True]
     assert not run.is_training

@@ -24,9 +24,10 @@ from vaecli.randomness import generator
 from vaecli.runs.archive import unpack
 
 FORMAT = "vaecli checkpoint"
-VERSION = 3
-READABLE = (2, 3)
-"""Versions that can be read; 2 has an image shape without channels, and other words for its conditions."""
+VERSION = 4
+READABLE = (2, 3, 4)
+"""Versions that can be read: 3 does not say whose it is; 2 has, besides, an image shape without channels, and other
+words for its conditions."""
 MAX_SIDE = 65536
 """Pixels along a side of an image."""
 _CONDITIONS_OF_VERSION_2 = {"runs trained together": "replicates", "plain": "eager"}
@@ -77,6 +78,8 @@ class Checkpoint:
     """Of the training pixels."""
     logs: dict[str, int]
     """Bytes of each append-only log."""
+    run_id: str | None = None
+    """The `Run.id` of the run that wrote it; None where that was not recorded."""
     digest: str | None = field(default=None, repr=False, compare=False)
     """The SHA-256 of the file that it was read from; None for one that was captured. It is not in the file."""
 
@@ -135,7 +138,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not isinstance(name, str) or name != FORMAT:
         raise VaecliError(f"{path}: not a checkpoint of vaecli")
     if not isinstance(version, int) or version not in READABLE:
-        readable = " and ".join(map(str, READABLE))
+        readable = f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
         raise VaecliError(f"{path}: has format version {str(version)[:20]}; this vaecli reads versions {readable}")
     try:
         checkpoint = _parse(_upgrade(content) if version < VERSION else content)
@@ -148,10 +151,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the content of a version 2 checkpoint into that of the present version."""
+    """Translate the content of a checkpoint of an earlier version into that of the present one."""
+    if content["version"] == 3:
+        return {**content, "run_id": None}
     words = _CONDITIONS_OF_VERSION_2
     conditions = {words.get(name, name): words.get(value, value) for name, value in content["conditions"].items()}
-    return {**content, "image_shape": (1, *content["image_shape"]), "conditions": conditions}
+    return {**content, "image_shape": (1, *content["image_shape"]), "conditions": conditions, "run_id": None}
 
 
 def _parse(content: Mapping[str, Any]) -> Checkpoint:
@@ -183,6 +188,8 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
         raise ValueError(f"threads is {values['threads']!r}")
     if not isinstance(values["data_sha256"], str):
         raise TypeError("data_sha256 is not text")
+    if not isinstance(values["run_id"], str | None):
+        raise TypeError("run_id is not text")
     return Checkpoint(**values)
 
 
