@@ -28,8 +28,6 @@ VERSION = 4
 READABLE = (2, 3, 4)
 """Versions that can be read: 3 does not say whose it is; 2 has, besides, an image shape without channels, and other
 words for its conditions."""
-MAX_SIDE = 65536
-"""Pixels along a side of an image."""
 _CONDITIONS_OF_VERSION_2 = {"runs trained together": "replicates", "plain": "eager"}
 
 
@@ -169,7 +167,7 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
     values["config"] = config = parse_config(values["config"])
     values["progress"] = progress = Progress(**values["progress"])
     values["image_shape"] = shape = ImageShape(*values["image_shape"])
-    if not all(_is_count(side) and 0 < side <= MAX_SIDE for side in shape):
+    if not all(map(_is_count, shape)) or not shape.is_usable:
         raise ValueError(f"image_shape is {' x '.join(map(repr, shape))}")
     vae = build_meta_vae(config.model, shape)
     _check_tensors("model", values["model"], vae.state_dict())
