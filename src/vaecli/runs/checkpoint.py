@@ -115,7 +115,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint; nothing in it is executed, and no more memory taken than the file is long.
+    """Read and check a checkpoint; nothing in it is executed, and no more memory taken than some times its length.
 
     The file is read once, so that what is checked, what is used, and the digest are of the same bytes, whatever is
     written meanwhile.
