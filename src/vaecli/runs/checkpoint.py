@@ -17,7 +17,7 @@ from vaecli.config.loading import parse_config
 from vaecli.config.schema import Config
 from vaecli.data.image_grid import ImageShape
 from vaecli.devices import DEFAULTS
-from vaecli.errors import ConfigError, VaecliError
+from vaecli.errors import ConfigError, VaecliError, is_out_of_memory
 from vaecli.files import write_atomically
 from vaecli.model.vae import VAE, build_meta_vae, build_vae
 from vaecli.randomness import generator
@@ -131,6 +131,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except pickle.UnpicklingError as error:
         raise VaecliError(f"{path}: holds more than tensors, numbers and strings, or is damaged; not loaded") from error
     except Exception as error:  # zipfile, pickle and torch share no error for a damaged file
+        if is_out_of_memory(error):
+            raise VaecliError(f"{path}: takes more memory than this process may use, or is damaged") from error
         raise VaecliError(f"{path}: not a checkpoint, or damaged or cut short ({_brief(error)})") from error
     name, version = (content.get(key) if isinstance(content, dict) else None for key in ("format", "version"))
     if not isinstance(name, str) or name != FORMAT:

@@ -269,7 +269,10 @@ def _first_state(
         share = None
     directory = None if data_dir is None else Path(data_dir)
     dataset = share.dataset if share else Dataset(config.data, config.model.likelihood.support, directory)
-    state = new_state(config, dataset.train, device, share.state if share else None)
+    try:
+        state = new_state(config, dataset.train, device, share.state if share else None)
+    except (MemoryError, RuntimeError) as error:
+        raise in_plain_words(error, 1) from None
     if init_from is not None:
         if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
             raise UsageError(f"{init_from.name}: has the weights of another model; the `model` sections must agree")
