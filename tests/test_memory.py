@@ -5,13 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import torch
 
-from vaecli import cli, devices
+from vaecli import cli, memory
 from vaecli.errors import UsageError, VaecliError
 from vaecli.training.loop import train
 
-CPU = torch.device("cpu")
 STATM = Path("/proc/self/statm")
 pytestmark = pytest.mark.skipif(not STATM.exists(), reason="asks Linux for the memory of this process")
 
@@ -34,10 +32,10 @@ def layers(n_bytes: float) -> list[int]:
 
 
 def test_the_memory_of_a_process_is_what_its_limit_leaves():
-    machine = devices.memory(CPU)
+    machine = memory.process_memory()
     with address_space(lambda used: used + 2**28) as limit:
-        assert devices.memory(CPU) == min(limit, machine)
-    assert devices.memory(CPU) == machine
+        assert memory.process_memory() == min(limit, machine)
+    assert memory.process_memory() == machine
 
 
 @pytest.mark.parametrize(
@@ -52,15 +50,15 @@ def test_the_memory_of_a_process_is_what_its_limit_leaves():
 )
 def test_the_memory_of_a_process_is_what_its_control_group_leaves(tmp_path, monkeypatch, groups, membership, expected):
     """As containers and clusters set them; those above hold as well, and some are not seen from inside."""
-    machine = devices.memory(CPU)
+    machine = memory.process_memory()
     for name, content in (groups or {}).items():
         (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "groups" / name).write_text(content)
     if groups is not None:
         (tmp_path / "membership").write_text(membership)
-    monkeypatch.setattr(devices, "MEMBERSHIP", tmp_path / "membership")
-    monkeypatch.setattr(devices, "CONTROL_GROUPS", tmp_path / "groups")
-    found = devices.memory(CPU)
+    monkeypatch.setattr(memory, "MEMBERSHIP", tmp_path / "membership")
+    monkeypatch.setattr(memory, "CONTROL_GROUPS", tmp_path / "groups")
+    found = memory.process_memory()
     assert found == expected if expected else found >= machine
 
 
