@@ -36,10 +36,10 @@ def traces(run: Run) -> dict[str, Any]:
 
 
 def checkpoint(path) -> dict[str, Any]:
-    """The content of a checkpoint, tensors as bytes; the lengths of the logs tell of the clock's digits."""
+    """The content of a checkpoint, tensors as bytes; not whose it is, nor what tells of the clock."""
     content = vars(load_checkpoint(path)).copy()
     content["progress"] = {k: v for k, v in vars(content["progress"]).items() if k not in CLOCK}
-    del content["logs"]
+    del content["logs"], content["digest"], content["run_id"]
     return _plain(content)
 
 

@@ -276,3 +276,28 @@ def test_a_checkpoint_of_packed_zeros_is_not_unpacked(folder):
         archive.writestr("archive/data.pkl", bytes(2**20))
     with bounded(), pytest.raises(VaecliError, match="it has compressed parts"):
         load_checkpoint(folder / "packed.pt")
+
+
+@pytest.mark.parametrize("name", ["archive/DATA.PKL", "archive/data.pkl", "another/data.pkl", "archive/code/x.py"])
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_checkpoint_with_a_second_table_of_contents(folder, good, name):
+    """Which of the two is read must not depend on who reads."""
+    pickled = b"\x80\x02cbuiltins\nbytearray\n\x8a\x05\x00\x00\x00\x00\x02\x85R."  # bytearray(2**33)
+    path = folder / "second.pt"
+    path.write_bytes(good[0])
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(name, pickled)
+    with bounded(), pytest.raises(VaecliError, match="it has parts that no checkpoint has, or some twice"):
+        load_checkpoint(path)
+
+
+def test_a_checkpoint_of_lists_that_contain_each_other_twice(folder, good):
+    """40 of them have 2⁴⁰ items when they are written out, as a message would."""
+    nested = [1]
+    for _ in range(40):
+        nested = [nested, nested]
+    content = torch.load(io.BytesIO(good[0]), weights_only=True)
+    content["config"]["seed"] = nested
+    torch.save(content, folder / "nested.pt")
+    with bounded(), pytest.raises(VaecliError, match="a part is there twice"):
+        load_checkpoint(folder / "nested.pt")

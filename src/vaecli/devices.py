@@ -1,6 +1,5 @@
 """The device a config names, and how the processor is set up for training."""
 
-import os
 import platform
 import re
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 
 from vaecli.config.schema import DEVICE
 from vaecli.errors import UsageError
+from vaecli.memory import process_memory
 
 REPLICATES, STEPS = "replicates", "steps"
 DEFAULTS = {REPLICATES: "1", STEPS: "eager"}
@@ -77,13 +77,10 @@ def conditions(device: torch.device, replicates: int = 1, *, compiled: bool = Fa
 
 
 def memory(device: torch.device) -> int | None:
-    """Return the bytes of memory that a device has in all; None where they are not known."""
+    """Return the bytes of a device's memory that may be used in all; None where they are not known."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
+    return process_memory()
 
 
 def describe(device: torch.device) -> str:

@@ -4,6 +4,7 @@ A message says what is wrong, where, and what would be right.
 """
 
 import difflib
+import errno
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
@@ -60,13 +61,20 @@ class ReproducibilityWarning(UserWarning):
     """Warn that a run is resumed under other conditions than before, and may not end in the same bits."""
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory could not be had; Python, NumPy, torch and the system each have one."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    known = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return known or any(words in str(error) for words in ("can't allocate memory", "std::bad_alloc"))
+
+
 def in_plain_words(error: Exception, replicates: int) -> Exception:
     """Return what to raise in place of an error: out of memory is named with its remedy, any other is unchanged."""
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if out_of_memory or "can't allocate memory" in str(error):
-        fewer = f", or resources.replicates, which is {replicates} here," if replicates > 1 else ""
-        return VaecliError(f"out of memory; make training.batch_size, objective.L or model.hidden_dim{fewer} smaller")
-    return error
+    if not is_out_of_memory(error):
+        return error
+    fewer = f", or resources.replicates, which is {replicates} here," if replicates > 1 else ""
+    return VaecliError(f"out of memory; make training.batch_size, objective.L or model.hidden_dim{fewer} smaller")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

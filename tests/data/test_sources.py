@@ -6,6 +6,7 @@ import lzma
 import struct
 import tracemalloc
 import zipfile
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from vaecli.config.schema import DataConfig
 from vaecli.data import sources
 from vaecli.data.dataset import Dataset
 from vaecli.data.sources import load_array, load_mnist, load_torchvision
-from vaecli.errors import DataError
+from vaecli.errors import DataError, VaecliError
 
 
 def write_idx(path, array: np.ndarray) -> None:
@@ -228,6 +229,50 @@ def test_a_header_that_promises_more_than_there_is_takes_no_memory(tmp_path):
     (tmp_path / "a.npy").write_bytes(header("(1000000, 1000, 1000)") + bytes(128))
     with pytest.raises(DataError, match=r"not a readable .npy file"):
         load_array(str(tmp_path / "a.npy"))
+
+
+def packed_zeros(path, shape: tuple[int, int, int], method: int) -> None:
+    """Write an honest array of zeros, as an .npz that is packed by some method, or as a gzipped IDX file."""
+    with zipfile.ZipFile(path, "w", method) if path.suffix == ".npz" else nullcontext() as archive:
+        start = header(str(shape)) if archive else struct.pack(">4I", 0x803, *shape)
+        with archive.open("images.npy", "w", force_zip64=True) if archive else gzip.open(path, "wb", 1) as file:
+            file.write(start)
+            for _ in range(shape[0]):
+                file.write(bytes(shape[1] * shape[2]))
+
+
+HALF = (513, 1024, 1024)
+"""The shape of a little more than half a GiB."""
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "what"),
+    [
+        ("a.npz", zipfile.ZIP_DEFLATED, r"holds an array of 0\.5 GiB in 0\.5 MiB, and 0\.5 GiB is the most.*GIB=1"),
+        ("a-ubyte.gz", 0, r"holds an array of 0\.5 GiB in 2\.\d MiB, and 0\.5 GiB is the most.*GIB=1"),
+        ("a.npz", zipfile.ZIP_BZIP2, "images is packed in a way that NumPy has not; pack it with numpy.savez_compress"),
+        ("a.npz", zipfile.ZIP_LZMA, "images is packed in a way that NumPy has not; pack it with numpy.savez_compress"),
+    ],
+)
+def test_an_honest_array_of_packed_zeros_is_not_unpacked(tmp_path, name, method, what):
+    packed_zeros(tmp_path / name, HALF, method)
+    tracemalloc.start()
+    with pytest.raises(DataError, match=what):
+        load_array(str(tmp_path / name))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**22
+
+
+@pytest.mark.parametrize("name", ["a.npz", "a-ubyte.gz"])
+def test_how_much_an_array_may_be_unpacked_to_can_be_said(tmp_path, monkeypatch, name):
+    packed_zeros(tmp_path / name, (8, 1024, 1024), zipfile.ZIP_DEFLATED)
+    for given, what in (("0.005", "0.0 GiB is the most"), ("much", "MAX_UNPACKED_GIB=much: must be a number of GiB")):
+        monkeypatch.setenv("VAECLI_MAX_UNPACKED_GIB", given)
+        with pytest.raises(VaecliError, match=what):
+            load_array(str(tmp_path / name))
+    monkeypatch.setenv("VAECLI_MAX_UNPACKED_GIB", "0.01")
+    assert load_array(str(tmp_path / name)).pixels.shape == (8, 1024, 1024)
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from vaecli import cli
-from vaecli.config.schema import Config
+from vaecli.config.schema import Config, EvaluationSpec
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock
 from vaecli.runs.run import LOCK, create_run, find_run, list_runs, load_run
+from vaecli.training.loop import train
 
 
 @pytest.fixture
@@ -57,6 +58,17 @@ def test_a_checkpoint_file_stands_for_itself(some):
     assert load_run(run.path).checkpoint_path == run.last
     run.best.write_bytes(b"x")
     assert load_run(run.path).checkpoint_path == run.best
+
+
+def test_a_run_goes_on_being_seen_through_the_checkpoint_that_was_read(small, tmp_path):
+    """A best one that comes later is not what was evaluated, nor is the evaluation named after it."""
+    trained = train(small(data={"validation": 0}, training={"epochs": 1}), runs_dir=tmp_path)
+    run = load_run(trained.path)
+    assert run.checkpoint.progress.epoch == 1
+    run.best.write_bytes(run.last.read_bytes())
+    assert run.checkpoint_path == run.last
+    assert run.evaluation_path(6, EvaluationSpec(k=5)).name.startswith("last-step6")
+    assert load_run(trained.path).checkpoint_path == run.best
 
 
 def test_a_run_without_checkpoints(some):

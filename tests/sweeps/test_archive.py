@@ -73,8 +73,10 @@ def test_a_slice_that_is_cut_at_any_file_leaves_a_run_that_goes_on_to_the_same_b
 
 def test_a_run_whose_files_are_cut_is_not_taken_for_done_before_all_of_it_is_there(small, tmp_path, store_some):
     config, spec = small(), EvaluationSpec(k=2, binarised=False)
-    (done,) = run_jobs([Job(config, None, JobOptions(tmp_path / "there", evaluation=spec))])
-    before, after = pack(train(config, runs_dir=tmp_path / "cut")), pack(done.run)
+    trained = train(config, runs_dir=tmp_path / "there")
+    before = pack(trained)
+    (done,) = run_jobs([Job(config, trained, JobOptions(tmp_path / "there", evaluation=spec))])
+    after = pack(done.run)
     for most in range(len(after) + 1):
         run = unpack(before, tmp_path / "here" / "small" / f"cut-{most}")
         store_some(after, run, most)

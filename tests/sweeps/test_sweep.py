@@ -26,7 +26,7 @@ from vaecli.runs.run import list_runs
 from vaecli.sweeps import local
 from vaecli.sweeps.execution import compare, run_configs, run_sweep
 from vaecli.sweeps.jobs import finished_result
-from vaecli.sweeps.sweep import JobOptions, JobResult, SweepResult, load_sweep, plan_jobs
+from vaecli.sweeps.sweep import JobOptions, JobResult, SweepResult, comparison, load_sweep, plan_jobs
 from vaecli.training.loop import train
 
 
@@ -59,6 +59,15 @@ def test_every_combination_and_the_points_beside_them(write):
         "latent_dim 3, seed 0, hidden_dim [6, 5]",
     ]  # the last point is the first combination again
     assert {config.name for config in sweep.configs} == {"sizes"}
+
+
+def test_more_runs_than_can_be_planned_are_counted_and_not_made(write, small):
+    keys = ["seed", "model.latent_dim", *(f"training.{key}" for key in ("epochs", "patience", "batch_size"))]
+    path = write(grid={key: list(range(1, 101)) for key in keys}, points=[{"seed": 1}])
+    with pytest.raises(ConfigError, match=r"sizes\.yaml: names 10,000,000,001 runs, and 100,000 is the most; split it"):
+        load_sweep(path)
+    with pytest.raises(ConfigError, match=r"small: names 2,000,000,000 runs"):
+        comparison(small(), ["bernoulli", "gaussian"], 10**9, QUICK)
 
 
 def test_all_points_are_validated_and_all_errors_told_at_once(write):

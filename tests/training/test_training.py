@@ -9,13 +9,15 @@ import pytest
 import torch
 
 import vaecli
-import vaecli.training.session
+import vaecli.runs.checkpoint
 import vaecli.training.state
 import vaecli.training.step
 from vaecli.config.loading import override
 from vaecli.config.schema import ObjectiveConfig, OptimizerConfig
 from vaecli.data.dataset import Batch, Dataset, build_preprocess
+from vaecli.data.image_grid import MAX_SIDE
 from vaecli.errors import (
+    DataError,
     DivergedError,
     InterruptedRunError,
     LimitReachedError,
@@ -334,9 +336,22 @@ def test_logs_that_were_shortened_by_hand_are_not_gone_on_with(small, tmp_path):
 
 def test_a_model_larger_than_any_memory_is_refused_before_it_is_built(small, tmp_path):
     """100 layers of 65536: 2·99·65536² parameters and some, at 16 bytes each."""
-    with pytest.raises(UsageError, match=r"8[45]\d,\d{3},\d{3},\d{3} parameters take 12,\d{3} GiB to train"):
+    with pytest.raises(UsageError, match=r"8[45]\d,\d{3},\d{3},\d{3} parameters take 12,\d{3}\.\d GiB to train"):
         train(small(model={"hidden_dim": [65536] * 100}), runs_dir=tmp_path)
     assert not list(tmp_path.glob("small"))
+
+
+def test_images_that_no_checkpoint_could_hold_are_refused_before_training(small, tmp_path):
+    """The widest that can be trained on can be loaded."""
+    config = small(data={"name": str(tmp_path / "wide.npy"), "validation": 1}, training={"epochs": 1})
+    np.save(tmp_path / "wide.npy", np.zeros((5, 1, MAX_SIDE), np.uint8))
+    assert load_run(train(config, runs_dir=tmp_path).path).checkpoint.image_shape == (1, 1, MAX_SIDE)
+    np.save(tmp_path / "wide.npy", np.zeros((5, 1, MAX_SIDE + 1), np.uint8))
+    with pytest.raises(
+        DataError, match=r"wide\.npy: has images of 1 x 65537 pixels, and 65536 is the most along a side"
+    ):
+        train(config, runs_dir=tmp_path / "refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_out_of_memory_says_what_to_make_smaller(small, tmp_path, monkeypatch):
@@ -401,7 +416,7 @@ def test_a_run_is_locked_before_its_checkpoint_is_read(small, tmp_path, monkeypa
         locked.append(run.is_training)
         return load_checkpoint(path)
 
-    monkeypatch.setattr(vaecli.training.session, "load_checkpoint", load)
+    monkeypatch.setattr(vaecli.runs.checkpoint, "load_checkpoint", load)
     resume(run)
     assert locked == [True]
     assert not run.is_training

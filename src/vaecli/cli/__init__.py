@@ -11,7 +11,7 @@ from typing import Any
 import typer
 
 from vaecli.cli.app import app, note, say
-from vaecli.errors import ConfigError, ReproducibilityWarning, VaecliError, nearest
+from vaecli.errors import ConfigError, ReproducibilityWarning, VaecliError, is_out_of_memory, nearest
 
 COMMANDS = ("train", "evaluate", "compare", "sweep", "generate", "runs", "configs")
 """The modules of commands, in the order of the help; each registers its own."""
@@ -40,6 +40,9 @@ def main() -> None:
     except typer.Abort:
         sys.exit(1)
     except Exception as error:
+        if is_out_of_memory(error) and os.environ.get("VAECLI_DEBUG") != "1":
+            say("vae: out of memory; ask for less, or for a smaller model, or run it where there is more")
+            sys.exit(VaecliError.exit_code)
         if not hasattr(error, "format_message"):
             raise
         from typer import rich_utils

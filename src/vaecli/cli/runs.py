@@ -119,13 +119,13 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """Show the settings in which two runs differ, and what came of each."""
-    from vaecli.config.loading import all_keys
+    from vaecli.config.loading import differing_settings
     from vaecli.config.schema import get_setting
     from vaecli.runs.run import find_run
 
     pair = [find_run(reference, runs_dir) for reference in (first, second)]
-    values = {key: [get_setting(run.config, key) for run in pair] for key in all_keys()}
-    differing = {key: both for key, both in values.items() if both[0] != both[1]}
+    configs = [run.config for run in pair]
+    differing = {key: [get_setting(config, key) for config in configs] for key in differing_settings(*configs)}
     best = [(run.status.get("best") or {}) for run in pair]
     if as_json:
         result({"runs": [str(run.path) for run in pair], "settings": differing, "best": best})

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from vaecli.config.schema import Config
+from vaecli.config.schema import RESUMABLE, Config, get_setting
 from vaecli.errors import ConfigError, nearest, suggest
 
 MAX_BYTES = 1_000_000
@@ -280,3 +280,13 @@ def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
         else:
             keys.append(f"{prefix}{name}")
     return keys
+
+
+def differing_settings(one: Config, other: Config) -> list[str]:
+    """Return the keys in which two configs differ."""
+    return [key for key in all_keys() if get_setting(one, key) != get_setting(other, key)]
+
+
+def fixed_differences(one: Config, other: Config) -> list[str]:
+    """Return the keys in which two configs differ that cannot be of one run: no resumption changes them."""
+    return [key for key in differing_settings(one, other) if key not in RESUMABLE]

@@ -15,6 +15,8 @@ TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {f"emnist-
 DATA_SETS = ("mnist", *TORCHVISION)
 
 
+RESUMABLE = ("training.epochs", "training.patience", "device")
+"""The settings that may change when a run is resumed."""
 DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?|mps)$"
 
 

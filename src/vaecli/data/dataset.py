@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vaecli.config.likelihoods import Support
 from vaecli.config.schema import TORCHVISION, DataConfig, is_array
-from vaecli.data.image_grid import ImageShape
+from vaecli.data.image_grid import MAX_SIDE, ImageShape
 from vaecli.data.sources import Part, Source, default_data_dir, load_array, load_mnist, load_torchvision
 from vaecli.errors import DataError
 
@@ -142,12 +142,17 @@ class Dataset:
     def _images(self, split: Split, rows: slice) -> Images:
         source = self._source("test") if split == "test" and not self._is_own else self._training_source
         chosen = source.pixels[rows]
+        shape = ImageShape(1, *chosen.shape[1:])
+        if not shape.is_usable:
+            raise DataError(
+                f"{self.name}: has images of {shape.height} x {shape.width} pixels, and {MAX_SIDE} is the most along "
+                "a side; crop them, or make them smaller"
+            )
         pixels = _as_tensor(chosen).flatten(1)
         if self._static:
             pixels = _binarize_once(pixels, split)
         labels = None if source.labels is None else torch.from_numpy(np.array(source.labels[rows]))
-        height, width = chosen.shape[1:]
-        return Images(pixels, labels, ImageShape(1, height, width))
+        return Images(pixels, labels, shape)
 
 
 def _as_tensor(pixels: UInt8[NDArray[np.uint8], "N H W"]) -> UInt8[Tensor, "N H W"]:

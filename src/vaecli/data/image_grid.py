@@ -11,6 +11,9 @@ from PIL import Image
 
 from vaecli.files import write_atomically
 
+MAX_SIDE = 65536
+"""Pixels along a side of an image that can be trained on, saved and loaded."""
+
 
 class ImageShape(NamedTuple):
     """Hold the shape of one image, which data and distributions take as D = channels · height · width numbers."""
@@ -23,6 +26,11 @@ class ImageShape(NamedTuple):
     def n_pixels(self) -> int:
         """Return D."""
         return math.prod(self)
+
+    @property
+    def is_usable(self) -> bool:
+        """Return whether images of this shape can be used: none of its sides is empty or beyond `MAX_SIDE`."""
+        return all(0 < side <= MAX_SIDE for side in self)
 
     @property
     def picture(self) -> tuple[int, int]:

@@ -1,14 +1,12 @@
 """Checkpoints: plain dictionaries of tensors, numbers and strings, enough to sample from or to resume from."""
 
+import hashlib
 import io
 import math
 import os
 import pickle
-import pickletools
-import warnings
-import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,28 +17,17 @@ from vaecli.config.loading import parse_config
 from vaecli.config.schema import Config
 from vaecli.data.image_grid import ImageShape
 from vaecli.devices import DEFAULTS
-from vaecli.errors import ConfigError, VaecliError
+from vaecli.errors import ConfigError, VaecliError, is_out_of_memory
 from vaecli.files import write_atomically
 from vaecli.model.vae import VAE, build_meta_vae, build_vae
 from vaecli.randomness import generator
+from vaecli.runs.archive import unpack
 
 FORMAT = "vaecli checkpoint"
-VERSION = 3
-READABLE = (2, 3)
-"""Versions that can be read; 2 has an image shape without channels, and other words for its conditions."""
-MAX_SIDE = 65536
-"""Pixels along a side of an image."""
-MAX_PICKLE = 10_000_000
-"""Bytes of a checkpoint that are not tensors; a large config has some thousands."""
-_NAMES = {
-    "collections OrderedDict",
-    "torch._utils _rebuild_tensor_v2",
-    "torch FloatStorage",
-    "torch LongStorage",
-    "torch ByteStorage",
-}
-_IMPORTING = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "BUILD"}
-"""What a pickle may name, and the opcodes that no checkpoint has."""
+VERSION = 4
+READABLE = (2, 3, 4)
+"""Versions that can be read: 3 does not say whose it is; 2 has, besides, an image shape without channels, and other
+words for its conditions."""
 _CONDITIONS_OF_VERSION_2 = {"runs trained together": "replicates", "plain": "eager"}
 
 
@@ -89,6 +76,10 @@ class Checkpoint:
     """Of the training pixels."""
     logs: dict[str, int]
     """Bytes of each append-only log."""
+    run_id: str | None = None
+    """The `Run.id` of the run that wrote it; None where that was not recorded."""
+    digest: str | None = field(default=None, repr=False, compare=False)
+    """The SHA-256 of the file that it was read from; None for one that was captured. It is not in the file."""
 
     def changed_conditions(self, now: Mapping[str, str]) -> list[str]:
         """Say which conditions have changed: other hardware and other versions take sums in another order."""
@@ -117,82 +108,60 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "image_shape": tuple(checkpoint.image_shape),
         "progress": asdict(checkpoint.progress),
     }
+    del content["digest"]
     buffer = io.BytesIO()  # torch.save turns the errors of a full disk into its own
     torch.save(content, buffer)
     write_atomically(path, lambda file: file.write(buffer.getbuffer()))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
-    """Read and check a checkpoint; nothing in it is executed, and no more memory taken than the file is long.
+    """Read and check a checkpoint; nothing in it is executed, and no more memory taken than some times its length.
+
+    The file is read once, so that what is checked, what is used, and the digest are of the same bytes, whatever is
+    written meanwhile.
 
     Raises:
         VaecliError: The file is not a checkpoint, is damaged, or holds anything that no run would have written.
     """
     try:
-        _check_archive(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's guesses at what a damaged file may be
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        _check_sizes(content)
+        packed = path.read_bytes()
+        content = unpack(packed)
     except FileNotFoundError as error:
         raise VaecliError(f"{path}: no such file") from error
     except pickle.UnpicklingError as error:
         raise VaecliError(f"{path}: holds more than tensors, numbers and strings, or is damaged; not loaded") from error
     except Exception as error:  # zipfile, pickle and torch share no error for a damaged file
+        if is_out_of_memory(error):
+            raise VaecliError(f"{path}: takes more memory than this process may use, or is damaged") from error
         raise VaecliError(f"{path}: not a checkpoint, or damaged or cut short ({_brief(error)})") from error
     name, version = (content.get(key) if isinstance(content, dict) else None for key in ("format", "version"))
     if not isinstance(name, str) or name != FORMAT:
         raise VaecliError(f"{path}: not a checkpoint of vaecli")
     if not isinstance(version, int) or version not in READABLE:
-        readable = " and ".join(map(str, READABLE))
+        readable = f"{', '.join(map(str, READABLE[:-1]))} and {READABLE[-1]}"
         raise VaecliError(f"{path}: has format version {str(version)[:20]}; this vaecli reads versions {readable}")
     try:
-        return _parse(_upgrade(content) if version < VERSION else content)
+        checkpoint = _parse(_upgrade(content) if version < VERSION else content)
     except ConfigError as error:
         raise VaecliError(f"{path}: its config is not valid: {'; '.join(error.problems)[:1000]}") from error
     except Exception as error:  # a part may be of any wrong type
         raise VaecliError(f"{path}: a part is missing or malformed: {_brief(error)}") from error
+    checkpoint.digest = hashlib.sha256(packed).hexdigest()
+    return checkpoint
 
 
 def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the content of a version 2 checkpoint into that of the present version."""
+    """Translate the content of a checkpoint of an earlier version into that of the present one."""
+    if content["version"] == 3:
+        return {**content, "run_id": None}
     words = _CONDITIONS_OF_VERSION_2
     conditions = {words.get(name, name): words.get(value, value) for name, value in content["conditions"].items()}
-    return {**content, "image_shape": (1, *content["image_shape"]), "conditions": conditions}
-
-
-def _check_archive(path: Path) -> None:
-    """Check that a file is a plain archive of tensors before torch reads it: nothing packed, nothing to be called."""
-    with zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("it has compressed parts")
-        if sum(entry.file_size for entry in entries) > path.stat().st_size:
-            raise ValueError("its parts are larger than the file")
-        pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
-        if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
-            raise ValueError("it has no table of contents, or one of absurd size")
-        for opcode, argument, _ in pickletools.genops(archive.read(pickles[0])):
-            if opcode.name in _IMPORTING or (opcode.name == "GLOBAL" and argument not in _NAMES):
-                raise pickle.UnpicklingError(f"{opcode.name} {argument}")
-
-
-def _check_sizes(value: object) -> None:
-    """Check that every tensor is dense and has as many values as its shape says. Raises ValueError."""
-    if isinstance(value, Tensor):
-        if value.layout != torch.strided or value.numel() * value.itemsize > value.untyped_storage().nbytes():
-            raise ValueError(f"a tensor of shape {tuple(value.shape)} has fewer values than that")
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            _check_sizes(inner)
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _check_sizes(inner)
+    return {**content, "image_shape": (1, *content["image_shape"]), "conditions": conditions, "run_id": None}
 
 
 def _parse(content: Mapping[str, Any]) -> Checkpoint:
     """Check every part against the config and the other parts. Raises ConfigError, ValueError and their like."""
-    names = {field.name for field in fields(Checkpoint)}
+    names = {part.name for part in fields(Checkpoint)} - {"digest"}
     given = content.keys() - {"format", "version"}
     if given != names:
         raise KeyError(", ".join(sorted(map(str, given ^ names))))
@@ -200,7 +169,7 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
     values["config"] = config = parse_config(values["config"])
     values["progress"] = progress = Progress(**values["progress"])
     values["image_shape"] = shape = ImageShape(*values["image_shape"])
-    if not all(_is_count(side) and 0 < side <= MAX_SIDE for side in shape):
+    if not all(map(_is_count, shape)) or not shape.is_usable:
         raise ValueError(f"image_shape is {' x '.join(map(repr, shape))}")
     vae = build_meta_vae(config.model, shape)
     _check_tensors("model", values["model"], vae.state_dict())
@@ -219,6 +188,8 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
         raise ValueError(f"threads is {values['threads']!r}")
     if not isinstance(values["data_sha256"], str):
         raise TypeError("data_sha256 is not text")
+    if not isinstance(values["run_id"], str | None):
+        raise TypeError("run_id is not text")
     return Checkpoint(**values)
 
 

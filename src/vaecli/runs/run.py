@@ -2,23 +2,19 @@
 
 import json
 import os
-import platform
-import shlex
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from uuid import uuid4
 
-from vaecli.config.loading import dump_config, load_config
-from vaecli.config.schema import Config, EvaluationSpec
-from vaecli.errors import UsageError, VaecliError
+from vaecli.config.loading import dump_config, fixed_differences, load_config
+from vaecli.config.schema import Config, EvaluationSpec, is_array
+from vaecli.errors import ConfigError, UsageError, VaecliError
 from vaecli.files import lock, write_directory, write_json, write_text
+from vaecli.runs.environment import describe_environment
 
 if TYPE_CHECKING:
     from vaecli.model.vae import VAE
@@ -65,7 +61,7 @@ class Run:
         """Return the path of the checkpoint with the best validation ELBO."""
         return self.path / CHECKPOINTS / "best.pt"
 
-    @property
+    @cached_property
     def checkpoint_path(self) -> Path:
         """Return the path of the named checkpoint, else of the best, else of the last. Raises VaecliError."""
         for path in (self.file, self.best, self.last):
@@ -75,10 +71,33 @@ class Run:
 
     @cached_property
     def checkpoint(self) -> "Checkpoint":
-        """Return the checkpoint's content, checked. Raises VaecliError."""
+        """Return the checkpoint's content, checked; it is read once. Raises VaecliError."""
+        return self.load(self.checkpoint_path)
+
+    def load(self, path: Path) -> "Checkpoint":
+        """Read a checkpoint of this run. Raises VaecliError where it cannot be used, or is another run's."""
         from vaecli.runs.checkpoint import load_checkpoint  # noqa: PLC0415 (torch)
 
-        return load_checkpoint(self.checkpoint_path)
+        checkpoint = load_checkpoint(path)
+        reason = "it was written by another run"
+        if None in {self.id, checkpoint.run_id} or self.id == checkpoint.run_id:
+            differing = self._differences(checkpoint.config)
+            if not differing:
+                return checkpoint
+            reason = f"its config is not that of config.yaml in {', '.join(differing)}"
+        raise VaecliError(
+            f"{path}: is not a checkpoint of {self.name}: {reason}; put back what was replaced, "
+            f"or move this file out of {self.path} to use it by itself"
+        )
+
+    def _differences(self, config: Config) -> list[str]:
+        """Return the settings by which a config cannot be this run's; the path of an array may have changed."""
+        try:
+            own = load_config(self.path / "config.yaml")
+        except ConfigError:  # there is none, or none to compare with
+            return []
+        moved = is_array(own.data.name) and is_array(config.data.name)
+        return [key for key in fixed_differences(own, config) if key != "data.name" or not moved]
 
     @cached_property
     def vae(self) -> "VAE":
@@ -103,6 +122,12 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """Return the content of environment.json; empty where there is none to read."""
         return _read_object(self.path / "environment.json")
+
+    @property
+    def id(self) -> str | None:
+        """Return what tells it from every other run, whatever it is renamed to; None where that was not recorded."""
+        found = self.environment.get("run_id")
+        return found if isinstance(found, str) else None
 
     def lock(self) -> BinaryIO:
         """Hold the run for this process alone, until the returned file is closed or the process ends.
@@ -175,26 +200,13 @@ def create_run(config: Config, runs_dir: Path, **environment: object) -> Run:
         for name in FOLDERS:
             (path / name).mkdir(parents=True)
         write_text(path / "config.yaml", dump_config(config))
-        write_json(path / "environment.json", _environment() | environment)
+        write_json(path / "environment.json", describe_environment() | environment | {"run_id": uuid4().hex})
 
     parent = runs_dir / (config.name or "default")
     try:
         return Run(write_directory(parent, f"{_now():%Y%m%d-%H%M%S}-{config.model.decoder}-s{config.seed}", fill))
     except OSError as error:
         raise VaecliError(f"{parent}: cannot be written: {error.strerror}") from error
-
-
-def _environment() -> dict[str, object]:
-    return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "vaecli": _version("vaecli"),
-        "torch": _version("torch"),
-        "numpy": _version("numpy"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        **_git(),
-    }
 
 
 def find_run(reference: str | Path, runs_dir: Path) -> Run:
@@ -276,24 +288,3 @@ def _is_sound(key: str, value: Any) -> bool:
 
 def _now() -> datetime:
     return datetime.now(UTC).astimezone()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> dict[str, object]:
-    """Return the commit of the checkout that the code runs from, and whether it was changed."""
-    git = shutil.which("git")
-    root = Path(__file__).parents[3]
-    if git is None or not (root / ".git").exists():
-        return {"git_commit": None, "git_dirty": None}
-    try:
-        commit = subprocess.run([git, "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)  # noqa: S603
-        changes = subprocess.run([git, "-C", str(root), "status", "--porcelain"], capture_output=True, check=True)  # noqa: S603
-    except (OSError, subprocess.CalledProcessError):
-        return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": commit.stdout.strip(), "git_dirty": bool(changes.stdout)}

@@ -4,6 +4,7 @@ A comparison of decoders is a sweep over decoder and seed.
 """
 
 import itertools
+import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,8 +25,8 @@ from vaecli.runs.run import Run, list_runs
 from vaecli.training.stopping import Stop
 
 DECODER, SEED = "model.decoder", "seed"
-
-
+MAX_RUNS = 100_000
+"""Runs of a sweep."""
 SHARED_CORES = Resources(threads=None)
 """Every run has its share of the cores."""
 
@@ -70,14 +71,11 @@ class Sweep:
 
 
 def load_sweep(path: Path) -> Sweep:
-    """Read the YAML of a sweep and validate all of its points.
-
-    Raises:
-        ConfigError: Listing everything that is wrong with any of them.
-    """
+    """Read the YAML of a sweep and validate all of its points. Raises ConfigError with all that is wrong with them."""
     spec = load_yaml(path, Spec)
     if not spec.grid and not spec.points:
         raise ConfigError([f"{path}: names no runs; give it a grid or points"])
+    _check_count(str(path), math.prod(map(len, spec.grid.values())) * bool(spec.grid) + len(spec.points))
     name = safe_name(path) or "sweep"
     base_source = _beside(spec.base, path)
     base = load_config(base_source)
@@ -111,12 +109,13 @@ def comparison(base: Config, decoders: Sequence[str], n_seeds: int, evaluation: 
     """Return the sweep over decoders and seeds; all decoders of one seed come before the next seed.
 
     Args:
-        base: The config that all share; its seed is the first.
+        base: The config that all share; its seed is the first of `n_seeds`.
         decoders: Names of `LIKELIHOODS`.
-        n_seeds: How many seeds, counted up from the base's.
+        n_seeds: How many.
         evaluation: How each run is evaluated.
     """
     name = base.name or "comparison"
+    _check_count(name, n_seeds * len(decoders))
     seeds = range(base.seed, base.seed + n_seeds)
     configs = [_with_decoder(base, decoder, seed, name) for seed in seeds for decoder in decoders]
     source = base.name or "bernoulli"
@@ -275,6 +274,12 @@ def metrics(results: Sequence[JobResult], name: str) -> list[float]:
     """Return a metric over runs; nothing where one of them has none."""
     values = [result.metric(name) for result in results]
     return [] if None in values else [value for value in values if value is not None]
+
+
+def _check_count(where: str, n_runs: int) -> None:
+    """Refuse more runs than can be planned, before any is made. Raises ConfigError."""
+    if n_runs > MAX_RUNS:
+        raise ConfigError([f"{where}: names {n_runs:,} runs, and {MAX_RUNS:,} is the most; split it, or vary less"])
 
 
 def _points(spec: Spec) -> Sequence[Mapping[str, Any]]:

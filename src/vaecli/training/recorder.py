@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 import torch
@@ -81,7 +81,7 @@ class Recorder:
         callback: TrainingCallback | None = None,
     ) -> None:
         self._run, self._lock, self._state, self._config = run, lock, state, state.config
-        self._callback = callback
+        self._callback, self._run_id = callback, run.id
         with ExitStack() as stack:
             stack.enter_context(lock)
             try:
@@ -140,10 +140,10 @@ class Recorder:
 
     def save(self, best: Checkpoint | None) -> None:
         """Write the checkpoints: a new best first, so that the last never speaks of a best that is not there."""
-        lengths = self._logs.lengths()
-        if best is not None:
-            save_checkpoint(self._run.best, best)
-        save_checkpoint(self._run.last, self._state.capture(lengths))
+        last = self._state.capture(self._logs.lengths())
+        for path, checkpoint in ((self._run.best, best), (self._run.last, last)):
+            if checkpoint is not None:
+                save_checkpoint(path, replace(checkpoint, run_id=self._run_id))
 
     def status(self, state: str, reason: str | None = None) -> None:
         """Replace status.json, with the last and best metrics."""

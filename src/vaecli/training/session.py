@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vaecli import devices
-from vaecli.config.schema import Config
+from vaecli.config.loading import fixed_differences
+from vaecli.config.schema import RESUMABLE, Config
 from vaecli.data.dataset import Dataset
 from vaecli.data.sources import fingerprint
 from vaecli.errors import (
@@ -26,7 +27,7 @@ from vaecli.errors import (
     in_plain_words,
 )
 from vaecli.model.estimators import Bound, evaluate_bound
-from vaecli.runs.checkpoint import Checkpoint, load_checkpoint
+from vaecli.runs.checkpoint import Checkpoint
 from vaecli.runs.run import Run, create_run, find_run
 from vaecli.training.divergence import check_finite, explain
 from vaecli.training.recorder import Recorder, TrainingCallback, unwritable
@@ -38,8 +39,6 @@ STEPS_PER_UPDATE = 25
 SECONDS_PER_UPDATE = 0.1
 """At least so many steps and seconds lie between two looks at the trace: to look is to wait for the device."""
 SECONDS_PER_CHECKPOINT = 15.0
-RESUMABLE = ("training.epochs", "training.patience", "device")
-"""The settings that may change when a run is resumed."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,7 @@ class Session:
             self._recorder.status("interrupted", str(error))
         elif isinstance(error, DivergedError):
             repeat = one_by_one(EagerStep(self.state))
-            error = DivergedError(explain(self.state, load_checkpoint(self.run.last), error.step, repeat), error.step)
+            error = DivergedError(explain(self.state, self.run.load(self.run.last), error.step, repeat), error.step)
             self._recorder.status("diverged", str(error))
         elif isinstance(error, Exception):
             failure = in_plain_words(error, self.state.replicates)
@@ -238,7 +237,7 @@ def resume_session(
         raise UsageError(f"{run.file}: a run goes on from its last checkpoint; --init-from starts anew from this one")
     lock = run.lock()
     try:
-        checkpoint = load_checkpoint(run.last) if run.last.is_file() else None
+        checkpoint = run.load(run.last) if run.last.is_file() else None
         config = _resumable(run, checkpoint, config)
         if checkpoint is None:
             source = run.environment.get("initialised_from")
@@ -270,7 +269,10 @@ def _first_state(
         share = None
     directory = None if data_dir is None else Path(data_dir)
     dataset = share.dataset if share else Dataset(config.data, config.model.likelihood.support, directory)
-    state = new_state(config, dataset.train, device, share.state if share else None)
+    try:
+        state = new_state(config, dataset.train, device, share.state if share else None)
+    except (MemoryError, RuntimeError) as error:
+        raise in_plain_words(error, 1) from None
     if init_from is not None:
         if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
             raise UsageError(f"{init_from.name}: has the weights of another model; the `model` sections must agree")
@@ -284,9 +286,7 @@ def _resumable(run: Run, checkpoint: Checkpoint | None, config: Config | None) -
         raise VaecliError(f"{run.path}: has no checkpoint to go on from")
     config = config or run.config
     old, epochs = checkpoint.config if checkpoint else run.config, config.training.epochs
-    as_before = {"epochs": old.training.epochs, "patience": old.training.patience}
-    training = config.training.model_copy(update=as_before)
-    if config.model_copy(update={"training": training, "device": old.device}) != old:
+    if fixed_differences(config, old):
         raise UsageError(f"{run.name}: a run is resumed with its own config; only {', '.join(RESUMABLE)} may change")
     if epochs != old.training.epochs and config.optimizer.schedule != "constant":
         raise UsageError(

@@ -247,8 +247,8 @@ def _check_size(config: Config, images: Images, device: torch.device) -> None:
     needed, available = n * BYTES_PER_PARAMETER, memory(device)
     if available is not None and needed > available:
         raise UsageError(
-            f"model: {n:,} parameters take {needed / 2**30:,.0f} GiB to train, and this machine's {device} has "
-            f"{available / 2**30:,.0f}; make model.hidden_dim or model.latent_dim smaller"
+            f"model: {n:,} parameters take {needed / 2**30:,.1f} GiB to train, and {available / 2**30:,.1f} is all "
+            f"that may be used here ({device}); make model.hidden_dim or model.latent_dim smaller"
         )
 
 
