@@ -282,6 +282,27 @@ def test_manifold_and_interpolate(vae, config, trained):
     assert "has images 0 to 5, and no 6" in err
 
 
+def test_pictures_have_labels_for_who_looks_at_them(vae, config, monkeypatch):
+    _, run, _ = vae("train", "--config", config, "model.latent_dim=2", "--quiet")
+
+    def widths(*arguments):
+        found = []
+        for choice in ((), ("--labels",), ("--no-labels",)):
+            for terminal in (False, True):
+                monkeypatch.setattr("sys.stdout.isatty", lambda terminal=terminal: terminal)
+                assert vae(*arguments, "--ckpt", run.strip(), *choice, "--out", "x.png")[0] == 0
+                with Image.open("x.png") as image:
+                    found.append(image.size[0])
+        return found
+
+    for arguments in (("reconstruct", "--n", 3), ("interpolate", "--n", 3), ("manifold", "--n", 3)):
+        plain = 2 * (3 * 6 + 1)
+        in_pipe, on_terminal, *rest = widths(*arguments)
+        assert in_pipe == plain
+        assert on_terminal > 3 * plain
+        assert rest == [on_terminal, on_terminal, plain, plain]
+
+
 def test_compare_decoders(vae, config):
     code, out, err = vae("compare-decoders", "--config", config, "--seeds", 1, "--k", 3)
     assert (code, out) == (0, "runs/comparisons/small/report.html\n")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vaecli.data.image_grid import BACKGROUND, grid, paired_grid, save_png
+from vaecli.data.image_grid import BACKGROUND, Labels, grid, paired_grid, save_png
 
 
 def test_a_grid_lays_images_out_in_rows():
@@ -28,3 +28,28 @@ def test_a_picture_is_saved_enlarged(tmp_path, scale):
     with Image.open(tmp_path / "x.png") as image:
         assert image.size == (2 * scale, scale)
         assert np.asarray(image)[0].tolist() == [0] * scale + [255] * scale
+
+
+@pytest.mark.parametrize(("shape", "scale"), [((28, 56), 2), ((1, 2), 48), ((3, 200), 7), ((200, 3), 32)])
+def test_labels_stand_around_a_picture_and_leave_it_as_it_is(tmp_path, shape, scale):
+    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    save_png(tmp_path / "x.png", picture, labels=Labels(["0 %", "100 %"], ["from image 7"], ["to image 9"]))
+    with Image.open(tmp_path / "x.png") as image:
+        pixels = np.asarray(image)
+    enlarged = picture.repeat(scale, 0).repeat(scale, 1)  # until the letters fit: 48 pixels a column, 20 a row
+    height, width = enlarged.shape
+    above, beside = pixels.shape[0] - height, pixels.shape[1] - width
+    (left,) = (x for x in range(beside + 1) if np.array_equal(pixels[above:, x : x + width], enlarged))
+    for margin in (pixels[:above], pixels[:, :left], pixels[:, left + width :]):
+        assert (margin.min() < 64, margin.max()) == (True, 255)  # dark letters on white
+
+
+def test_labels_that_would_touch_are_written_now_and_then(tmp_path):
+    picture = np.full((20, 1000), 128, np.uint8)
+    for n in (10, 1000):
+        save_png(tmp_path / f"{n}.png", picture, labels=Labels([f"{i:03}" for i in range(n)]))
+    with Image.open(tmp_path / "10.png") as few, Image.open(tmp_path / "1000.png") as many:
+        above = [np.asarray(image)[:25] for image in (few, many)]
+        gaps = [int((row == 255).all(0).mean() * 100) for row in above]
+    assert gaps[0] > 80
+    assert gaps[1] > 10  # percent of the columns of pixels have no ink

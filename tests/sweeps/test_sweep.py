@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -109,8 +110,8 @@ def test_a_sweep_runs_what_is_missing_and_writes_its_results(write, tmp_path):
     assert [(row["model.latent_dim"], row["seed"]) for row in rows] == [("1", "0"), ("1", "1"), ("2", "0"), ("2", "1")]
     assert float(rows[2]["elbo"]) == results["runs"][2]["elbo"] == swept.results[2].metric("elbo")
     html = (out / "report.html").read_text()
-    assert html.count("data:image/png;base64,") == 1  # latent_dim; the seed is no axis
-    assert (out / "figures" / "by-model.latent_dim.png").read_bytes().startswith(b"\x89PNG")
+    drawn = (out / "figures" / "by-model.latent_dim.svg").read_text()
+    assert html.count("<svg") == html.count(drawn) == 1  # latent_dim; the seed is no axis
     assert "| 1 | 2 |" in (out / "report.md").read_text()  # latent_dim 1, n = 2
 
     before = {run.path: run.last.stat().st_mtime_ns for run in list_runs(runs_dir)}
@@ -141,6 +142,19 @@ def test_a_failure_leaves_the_others_and_names_the_command(write, tmp_path):
     assert sweep.command(failed) == f"vae train --config {tmp_path}/base.yaml optimizer.learning_rate=1.0e+30"
     write_report(swept, tmp_path / "out")
     assert "learning_rate 1e+30: training diverged" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_report_says_what_it_shows_and_counts_runs_in_one_way(write, tmp_path):
+    grid = {"model.latent_dim": [1, 2], "optimizer.learning_rate": [0.001, 1e30], "objective.L": [1]}
+    swept = run_sweep(load_sweep(write(grid=grid)), tmp_path / "out", runs_dir=tmp_path / "runs")
+    write_report(swept, tmp_path / "out")
+    for text in ((tmp_path / "out" / name).read_text() for name in ("report.html", "report.md")):
+        assert "2 runs, and 2 that failed, on" in text
+        assert "over model.latent_dim; a point for each run." in text  # there is one seed: no mean, no band
+        assert "interval over seeds" not in text
+        assert "cannot be compared" not in text  # there is one chart
+        assert "bernoulli (2 of 2 runs)" in text
+        assert "ELBO over objective.L" not in text  # it does not vary
 
 
 def kill_workers() -> None:
@@ -347,9 +361,14 @@ def test_a_sweep_of_any_file_name_has_a_name_that_can_be_a_folders(write, tmp_pa
         assert load_config(tmp_path / "again.yaml") == config  # as resuming and evaluating do
 
 
-def test_a_name_with_dollars_is_no_formula(write, tmp_path):
-    names = [str(tmp_path / "$b_{$.npy"), str(tmp_path / "b.npy")]
+@pytest.mark.parametrize("name", ["$b_{$", "<script>&", "a\nb\x01", "b" * 200])
+def test_any_name_can_stand_in_a_plot(write, tmp_path, name):
+    names = [str(tmp_path / f"{name}.npy"), str(tmp_path / "c.npy")]
     sweep = load_sweep(write(grid={"data.name": names, "model.latent_dim": [1, 2]}))
     results = tuple(JobResult(config, None, metrics(elbo=-1.0)) for config in sweep.configs)
     write_report(SweepResult(sweep, results), tmp_path / "out")
-    assert "$b_{$" in (tmp_path / "out" / "report.html").read_text()
+    drawn = (tmp_path / "out" / "figures" / "by-model.latent_dim.svg").read_text()
+    lines = "".join(ET.fromstring(drawn).itertext())
+    assert "c.npy" in lines
+    assert ("$b_{$.npy" in lines) == (name == "$b_{$")
+    assert drawn in (tmp_path / "out" / "report.html").read_text()

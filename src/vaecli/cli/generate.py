@@ -1,5 +1,6 @@
-"""`vae sample`, `vae reconstruct` and `vae encode`: what a trained VAE does with images."""
+"""What a trained VAE does with images: `vae sample`, `reconstruct`, `encode`, `manifold` and `interpolate`."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,13 @@ from vaecli.cli.app import RUNS, Ckpt, DataDir, RunsDir, SplitName, app, example
 from vaecli.errors import UsageError, VaecliError
 
 if TYPE_CHECKING:
+    from vaecli.data.image_grid import Labels
     from vaecli.runs.run import Run
+
+Labelled = Annotated[
+    bool | None,
+    typer.Option("--labels/--no-labels", help="Say in the picture what is what; the default on a terminal."),
+]
 
 
 @app.command(
@@ -49,17 +56,28 @@ def reconstruct(
     split: SplitName = "test",
     out: Annotated[Path | None, typer.Option("--out", help="A .png.")] = None,
     data_dir: DataDir = None,
+    labels: Labelled = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show images above their reconstructions, the mean of p(x|z) at the posterior mean. Prints the file's path."""
     _check_suffix(out, ".png")
     run = _find(ckpt, runs_dir)
-    from vaecli.data.image_grid import paired_grid
+    from vaecli.data.image_grid import Labels, paired_grid
     from vaecli.evaluation.generation import reconstruct as reconstruct_split
 
     pair = reconstruct_split(run, n, split=split, data_dir=data_dir)
-    columns = min(10, len(pair.originals))
-    _save(out or _default(run, f"reconstruct-{split}.png"), paired_grid(*pair, columns))
+    found = len(pair.originals)
+    columns = min(10, found)
+    rows: list[str] = []
+    for first in range(0, found, columns):
+        last = min(first + columns, found) - 1
+        numbers = f"image {first}" if first == last else f"images {first} to {last}"
+        rows += [f"{split} {numbers}", "reconstructed"]
+    _save(
+        out or _default(run, f"reconstruct-{split}.png"),
+        paired_grid(*pair, columns),
+        _chosen(labels, Labels(left=rows)),
+    )
 
 
 @app.command(
@@ -86,15 +104,20 @@ def manifold(
     ckpt: Ckpt,
     n: Annotated[int, typer.Option("--n", min=2, max=200, help="Images along a side.")] = 20,
     out: Annotated[Path | None, typer.Option("--out", help="A .png.")] = None,
+    labels: Labelled = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show a 2-dimensional latent space, cells of equal prior mass (paper, figure 4). Prints the file's path."""
     _check_suffix(out, ".png")
     run = _find(ckpt, runs_dir)
-    from vaecli.data.image_grid import grid
+    from vaecli.data.image_grid import Labels, grid
+    from vaecli.evaluation.generation import latent_grid
     from vaecli.evaluation.generation import manifold as manifold_of
 
-    _save(out or _default(run, "manifold.png"), grid(manifold_of(run, n), n))
+    picture = grid(manifold_of(run, n), n)
+    z = latent_grid(run, n).reshape(n, n, 2).tolist()
+    columns, rows = [f"z1 = {point[0]:.2f}" for point in z[0]], [f"z2 = {row[0][1]:.2f}" for row in z]
+    _save(out or _default(run, "manifold.png"), picture, _chosen(labels, Labels(columns, rows)))
 
 
 @app.command(
@@ -111,16 +134,22 @@ def interpolate(
     split: SplitName = "test",
     out: Annotated[Path | None, typer.Option("--out", help="A .png.")] = None,
     data_dir: DataDir = None,
+    labels: Labelled = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show the way between two images, along a line through the latent space. Prints the file's path."""
     _check_suffix(out, ".png")
     run = _find(ckpt, runs_dir)
-    from vaecli.data.image_grid import grid
+    from vaecli.data.image_grid import Labels, grid
     from vaecli.evaluation.generation import interpolate as interpolate_between
 
     images = interpolate_between(run, first, second, n, split=split, data_dir=data_dir)
-    _save(out or _default(run, f"interpolate-{split}-{first}-{second}.png"), grid(images, n))
+    way = [f"{i / (n - 1):.0%}" for i in range(n)]
+    _save(
+        out or _default(run, f"interpolate-{split}-{first}-{second}.png"),
+        grid(images, n),
+        _chosen(labels, Labels(way, [f"from {split} image {first}"], [f"to {split} image {second}"])),
+    )
 
 
 def _find(ckpt: str, runs_dir: Path) -> "Run":
@@ -142,7 +171,12 @@ def _default(run: "Run", name: str) -> Path:
     return (directory if directory.is_dir() else run.path) / name
 
 
-def _save(path: Path, content: Any) -> None:
+def _chosen(wanted: bool | None, labels: "Labels") -> "Labels | None":
+    """Return the labels if they are wanted: without a word, by who reads the path that is printed."""
+    return labels if (sys.stdout.isatty() if wanted is None else wanted) else None
+
+
+def _save(path: Path, content: Any, labels: "Labels | None" = None) -> None:
     import numpy as np
 
     from vaecli.data.image_grid import save_png
@@ -150,7 +184,7 @@ def _save(path: Path, content: Any) -> None:
 
     try:
         if path.suffix == ".png":
-            save_png(path, content)
+            save_png(path, content, labels=labels)
         elif path.suffix == ".npz":
             write_atomically(path, lambda file: np.savez_compressed(file, **content))
         else:

@@ -1,13 +1,14 @@
 """Images as pictures: grids and PNG files."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from vaecli.files import write_atomically
 
@@ -38,8 +39,20 @@ class ImageShape(NamedTuple):
         return self.height, self.width
 
 
+class Labels(NamedTuple):
+    """Hold what is written around a grid: above its columns, and on both sides of its rows."""
+
+    top: Sequence[str] = ()
+    left: Sequence[str] = ()
+    right: Sequence[str] = ()
+
+
 GAP = 1
 BACKGROUND = 64
+LETTER_SIZE, SPACE = 13, 6
+"""Of labels, in pixels: the height of letters, and what is left free around them."""
+MIN_CELL = 48, 20
+"""The width and height at least, in pixels, of an image that has a label."""
 
 
 def grid(
@@ -75,7 +88,38 @@ def paired_grid(
     return grid(np.concatenate(rows), columns)
 
 
-def save_png(path: Path, picture: UInt8[NDArray[np.uint8], "h w"], scale: int = 2) -> None:
-    """Write a picture as PNG atomically, each pixel as a square of `scale`."""
-    enlarged = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    write_atomically(path, lambda file: Image.fromarray(enlarged).save(file, format="PNG", optimize=True))
+def save_png(
+    path: Path, picture: UInt8[NDArray[np.uint8], "h w"], scale: int = 2, labels: Labels | None = None
+) -> None:
+    """Write a picture as PNG atomically, each pixel as a square of `scale`; a larger one where labels need it."""
+    if labels is not None:
+        height, width = picture.shape
+        columns, rows = len(labels.top) or 1, max(len(labels.left), len(labels.right)) or 1
+        scale = max(scale, math.ceil(MIN_CELL[0] * columns / width), math.ceil(MIN_CELL[1] * rows / height))
+    enlarged = Image.fromarray(picture.repeat(scale, axis=0).repeat(scale, axis=1))
+    drawn = enlarged if labels is None else _label(enlarged, labels)
+    write_atomically(path, lambda file: drawn.save(file, format="PNG", optimize=True))
+
+
+def _label(picture: Image.Image, labels: Labels) -> Image.Image:
+    """Return a picture with labels around it, dark on white."""
+    font = ImageFont.load_default(LETTER_SIZE)
+
+    def room(texts: Sequence[str]) -> int:
+        return math.ceil(max(map(font.getlength, texts), default=-2 * SPACE)) + 2 * SPACE
+
+    left, right = room(labels.left), room(labels.right)
+    above = LETTER_SIZE + 2 * SPACE if labels.top else 0
+    width, height = picture.size
+    canvas = Image.new("L", (left + width + right, above + height), 255)
+    canvas.paste(picture, (left, above))
+    draw = ImageDraw.Draw(canvas)
+    every = math.ceil(room(labels.top) * len(labels.top) / width)  # of those that would touch, only some
+    for i, text in enumerate(labels.top):
+        if i % (every or 1) == 0:
+            place = left + (i + 0.5) * width / len(labels.top), above / 2
+            draw.text(place, text, fill=0, font=font, anchor="mm")
+    for texts, x, anchor in ((labels.left, left - SPACE, "rm"), (labels.right, left + width + SPACE, "lm")):
+        for i, text in enumerate(texts):
+            draw.text((x, above + (i + 0.5) * height / len(texts)), text, fill=0, font=font, anchor=anchor)
+    return canvas

@@ -98,6 +98,18 @@ def manifold(run: Run, n: int = 20) -> Float[NDArray[np.float32], "N H W"]:
         UsageError: The latent space does not have 2 dimensions.
         VaecliError: The run's checkpoint cannot be used.
     """
+    means: Tensor = run.vae.decoder(latent_grid(run, n)).mean
+    return _pictures(run, means)
+
+
+@torch.no_grad()
+def latent_grid(run: Run, n: int) -> Float[Tensor, "N 2"]:
+    """Return the points z of the n by n grid that `manifold` decodes, in rows: z_1 to the right, z_2 upwards.
+
+    Raises:
+        UsageError: The latent space does not have 2 dimensions.
+        VaecliError: The run's checkpoint cannot be used.
+    """
     if run.config.model.latent_dim != 2:
         raise UsageError(
             f"{run.name}: has {run.config.model.latent_dim} latent dimensions; a manifold is drawn of 2: "
@@ -105,8 +117,8 @@ def manifold(run: Run, n: int = 20) -> Float[NDArray[np.float32], "N H W"]:
         )
     u = (torch.arange(n, dtype=torch.float64) + 0.5) / n
     square = torch.stack(torch.meshgrid(u.flip(0), u, indexing="ij"), -1).reshape(-1, 2).flip(-1)  # z_1 to the right
-    means: Tensor = run.vae.decoder(run.vae.prior.quantile(square).float()).mean
-    return _pictures(run, means)
+    z: Tensor = run.vae.prior.quantile(square).float()
+    return z
 
 
 @torch.no_grad()

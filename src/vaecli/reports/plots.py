@@ -1,8 +1,10 @@
-"""The plots of a report."""
+"""The plots of a report, and how they are written as SVG."""
 
 from collections.abc import Sequence
 from io import BytesIO
+from math import ceil
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
 import numpy as np
@@ -10,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
 from vaecli.config.schema import get_setting
@@ -21,30 +24,41 @@ from vaecli.sweeps.sweep import JobResult, SweepResult, metrics
 COLOURS = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
 COLUMNS, ROWS = 5, 3
 """Images of each kind in a panel."""
-WIDTH = 2.6
-"""Inches of each decoder."""
-DOTS_PER_INCH = 130
+PAGE = 10.3
+"""Inches across a page of the report: no figure is wider, so that its letters keep their size."""
+MAX_COLUMN = 2.6
+"""Inches of a decoder's column at most."""
+MAX_CHART = 5.0
+"""Inches of a chart at most."""
 MAX_LINES = 10
-"""Lines in a chart with a legend; with more of them their names would hide it."""
+"""Lines in a chart with a legend; more names would be as high as the chart."""
+MAX_NAME = 44
+"""Characters of a line's name."""
+LOGARITHMIC = 8
+"""How many times the smallest value the largest must be for a logarithmic axis."""
+SVG = "http://www.w3.org/2000/svg"
+ET.register_namespace("", SVG)
+ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 def panel(found: SweepResult) -> Figure:
     """Show test images, their reconstructions and samples from the prior, a column per decoder, of the first seed."""
     columns = [_pictures(found, decoder) for decoder in found.decoders]
     height, width = next((column[0].shape for column in columns if column), (ROWS, COLUMNS))
-    size = (WIDTH * len(columns) + 0.3, 3 * WIDTH * height / width + 0.5)
+    column = min(MAX_COLUMN, (PAGE - 0.3) / len(columns))
+    size = (column * len(columns) + 0.3, 3 * column * height / width + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(3, len(columns), squeeze=False)
     for axes_below, decoder, pictures in zip(axes.T, found.decoders, columns, strict=True):
-        axes_below[0].set_title(decoder, fontsize=11)
+        axes_below[0].set_title(decoder, fontsize=10)
         for i, axis in enumerate(axes_below):
             axis.set(xticks=[], yticks=[])
             if pictures:
-                axis.imshow(pictures[i], cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axis.imshow(pictures[i], cmap="gray", vmin=0, vmax=1, interpolation="none")
             else:
                 axis.text(0.5, 0.5, "failed", ha="center", va="center", transform=axis.transAxes)
     for axis, name in zip(axes[:, 0], ("test images", "reconstructions", "prior samples"), strict=True):
-        axis.set_ylabel(name, fontsize=11)
+        axis.set_ylabel(name, fontsize=10)
     return figure
 
 
@@ -68,40 +82,78 @@ def _tile(images: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def curves(found: SweepResult) -> Figure:
-    """Plot the validation ELBO over images seen, a chart for each support, a line per seed, a colour per decoder."""
+    """Plot the ELBO of held-out images over images seen, a chart for each support, a line a run, a colour a decoder."""
     groups: dict[str, list[str]] = {}
     for result in found.results:
         decoders = groups.setdefault(result.config.model.likelihood.support.value, [])
         decoders += [] if result.decoder in decoders else [result.decoder]
-    figure = Figure(figsize=(5 * len(groups), 4.0), layout="constrained")
-    axes = figure.subplots(1, len(groups), squeeze=False)[0]
-    for axis, (support, decoders) in zip(axes, groups.items(), strict=True):
-        ends = []
+    split = split_of_curves(found)
+    figure, charts = _charts(len(groups))
+    for chart, (support, decoders) in zip(charts, groups.items(), strict=True):
+        ends, seen = [], []
         for decoder in decoders:
             colour = COLOURS[found.decoders.index(decoder) % len(COLOURS)]
             for i, result in enumerate(found.of(decoder)):
-                images, elbo = _curve(result)
+                images, elbo = _curve(result, split)
                 caveat = result.config.caveat
                 label = f"{decoder} ({caveat})" if caveat else decoder
-                axis.plot(images, elbo, color=colour, lw=1.2, alpha=0.9, label=None if i else label)
+                one = "o" if len(elbo) == 1 else None  # a line needs two
+                chart.plot(images, elbo, color=colour, lw=1.2, alpha=0.9, marker=one, label=None if i else label)
                 ends += elbo[len(elbo) // 10 :]
-        axis.set(title=support, xlabel="images seen", ylabel="validation ELBO (nats)", xscale="log")
+                seen += images
+        chart.set_title(support, fontsize=11)
+        chart.set(xlabel="images seen", ylabel=f"{split} ELBO (nats)")
+        if seen and max(seen) / min(seen) >= LOGARITHMIC:
+            chart.set_xscale("log")
         if ends:
             margin = 0.05 * (max(ends) - min(ends)) + 0.1
-            axis.set_ylim(min(ends) - margin, max(ends) + margin)
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-        if axis.lines:
-            columns = 2 if all(len(str(line.get_label())) < 30 for line in axis.lines) else 1
-            axis.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns)
+            chart.set_ylim(min(ends) - margin, max(ends) + margin)
+    _add_legends(figure, charts)
     return figure
 
 
-def _curve(result: JobResult) -> tuple[list[int], list[float]]:
+def split_of_curves(found: SweepResult) -> str:
+    """Return the split whose bound is plotted over training: that of validation, where there is one."""
+    with_validation = any(row["split"] == "validation" for r in found.done if r.run for row in r.run.metrics)
+    return "validation" if with_validation else "train"
+
+
+def _curve(result: JobResult, split: str) -> tuple[list[int], list[float]]:
     assert result.run is not None
-    rows = [row for row in result.run.metrics if row["split"] == "validation" and row["elbo"] is not None]
-    rows = rows or [row for row in result.run.metrics if row["elbo"] is not None]
+    rows = [row for row in result.run.metrics if row["split"] == split and row["elbo"] is not None]
     return [row["images"] for row in rows], [row["elbo"] for row in rows]
+
+
+def _charts(n: int) -> tuple[Figure, list[Axes]]:
+    """Return a figure of n charts: up to three side by side, more in rows of two."""
+    columns = n if n <= 3 else 2
+    rows = ceil(n / columns)
+    figure = Figure(figsize=(min(MAX_CHART * columns, PAGE), 0), layout="constrained")
+    charts: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
+    for chart in charts[n:]:
+        chart.remove()
+    for chart in charts[:n]:
+        chart.grid(alpha=0.25)
+        chart.spines[["top", "right"]].set_visible(False)
+    return figure, charts[:n]
+
+
+def _add_legends(figure: Figure, charts: Sequence[Axes]) -> None:
+    """Name the lines of each chart below it, and make room for the names."""
+    width = figure.get_figwidth() / charts[0].get_subplotspec().get_gridspec().ncols  # type: ignore[union-attr]
+    highest = 0
+    below = ScaledTranslation(0, -0.52, figure.dpi_scale_trans)  # in inches: under the axis and its title
+    for chart in charts:
+        names = [str(line.get_label()) for line in chart.lines if not str(line.get_label()).startswith("_")]
+        if 0 < len(names) <= MAX_LINES:
+            columns = 2 if len(names) > 1 and 0.15 * max(map(len, names)) + 1.1 < width else 1
+            highest = max(highest, ceil(len(names) / columns))
+            chart.legend(
+                frameon=False, fontsize=9, ncols=columns, loc="upper center", borderpad=0, borderaxespad=0,
+                bbox_to_anchor=(0.5, 0), bbox_transform=chart.transAxes + below,
+            )  # fmt: skip
+    n_rows = charts[0].get_subplotspec().get_gridspec().nrows  # type: ignore[union-attr]
+    figure.set_figheight(n_rows * (3.4 + 0.19 * highest))
 
 
 def across_supports(found: SweepResult) -> Figure:
@@ -111,13 +163,11 @@ def across_supports(found: SweepResult) -> Figure:
         ("binarised_nll", "binarised NLL (nats)"),
         ("mean_squared_error", "mean squared error"),
     )
-    figure = Figure(
-        figsize=(4.2 * len(wanted), 0.45 * len(found.decoders) + 1.3), layout=ConstrainedLayoutEngine(wspace=0.08)
-    )
+    figure = Figure(figsize=(PAGE, 0.36 * len(found.decoders) + 0.9), layout=ConstrainedLayoutEngine(wspace=0.08))
     for axis, (name, label) in zip(figure.subplots(1, len(wanted), squeeze=False)[0], wanted, strict=True):
         _dots(axis, found, name)
         axis.xaxis.set_major_locator(MaxNLocator(4))
-        axis.set_xlabel(f"{label}, lower is better")
+        axis.set_xlabel(f"{label},\nlower is better")
         if name != wanted[0][0]:
             axis.set_yticklabels([])
     return figure
@@ -155,21 +205,31 @@ def by_axis(found: SweepResult, key: str, axes: Sequence[str]) -> Figure:
         axes: All settings that vary but the seed.
     """
     supports = group_by_support(found.done)
-    figure = Figure(figsize=(5.2 * len(supports), 4.2), layout="constrained")
     others = [axis for axis in axes if axis != key]
-    charts = figure.subplots(1, len(supports), squeeze=False)[0]
+    figure, charts = _charts(len(supports))
     for chart, (support, results) in zip(charts, supports.items(), strict=True):
-        lines = group_by(results, others)
-        for i, (labels, of_line) in enumerate(lines.items()):
+        for i, (labels, of_line) in enumerate(group_by(results, others).items()):
             name = ", ".join(f"{name} {value}" for name, value in zip(short_names(others), labels, strict=True))
-            name = name.replace("$", r"\$")  # which would begin a formula
-            _line(chart, of_line, key, COLOURS[i % len(COLOURS)], name)
-        chart.set(title=support, xlabel=key, ylabel=f"ELBO (nats, {found.sweep.evaluation.split})")
-        chart.grid(alpha=0.25)
-        chart.spines[["top", "right"]].set_visible(False)
-        if others and len(lines) <= MAX_LINES:
-            chart.legend(frameon=False, fontsize=9)
+            _line(chart, of_line, key, COLOURS[i % len(COLOURS)], _plain(name) if others else "_")
+        chart.set_title(support, fontsize=11)
+        chart.set(xlabel=key, ylabel=f"ELBO (nats, {found.sweep.evaluation.split})")
+        _mark_values(chart, sorted({get_setting(result.config, key) for result in results}))
+    _add_legends(figure, charts)
     return figure
+
+
+def has_legend(found: SweepResult, key: str, axes: Sequence[str]) -> bool:
+    """Return whether every chart of `by_axis` names its lines, as far as it has several."""
+    others = [axis for axis in axes if axis != key]
+    return all(len(group_by(results, others)) <= MAX_LINES for results in group_by_support(found.done).values())
+
+
+def _plain(name: str) -> str:
+    """Return a name as a plot can show it: printable, of one line, not too long, and no formula."""
+    name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
+    if len(name) > MAX_NAME:
+        name = f"{name[: MAX_NAME // 2]}…{name[-MAX_NAME // 2 + 1 :]}"
+    return name.replace("$", r"\$")
 
 
 def _line(chart: Axes, results: Sequence[JobResult], key: str, colour: Any, name: str) -> None:
@@ -181,15 +241,37 @@ def _line(chart: Axes, results: Sequence[JobResult], key: str, colour: Any, name
     mean = np.array([middle for middle, _ in intervals])
     half = np.array([0.0 if width is None else width for _, width in intervals])
     chart.plot(x, mean, "o-", color=colour, ms=4, lw=1.4, label=name)
-    chart.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
-    if min(x) > 0 and max(x) / min(x) >= 8:
+    if half.any():
+        chart.fill_between(x, mean - half, mean + half, color=colour, alpha=0.15, lw=0)
+
+
+def _mark_values(chart: Axes, values: Sequence[int | float]) -> None:
+    """Choose the scale of an axis, and mark on it the values themselves, if they do not lie too close."""
+    place = np.array(values, float)
+    if place[0] > 0 and place[-1] / place[0] >= LOGARITHMIC:
         chart.set_xscale("log")
-        chart.set_xticks(x, [f"{value:g}" for value in x])
+        place = np.log(place)
+    if len(place) > 1 and np.diff(place).min() >= 0.08 * np.ptp(place):
+        chart.set_xticks(values, [f"{value:g}" for value in values])
         chart.minorticks_off()
 
 
-def png(figure: Figure) -> bytes:
-    """Return a plot as the content of a PNG file."""
+def svg(figure: Figure, alt: str) -> str:
+    """Return a plot as SVG that can stand in a file as in an HTML page; the same plot gives the same text.
+
+    Its letters stay letters, to be searched and copied; its images keep their pixels.
+
+    Args:
+        figure: The plot.
+        alt: What it shows, for those who cannot see it.
+    """
     buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, facecolor="white")
-    return buffer.getvalue()
+    with mpl.rc_context({"svg.hashsalt": alt, "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
+    root = ET.fromstring(buffer.getvalue())  # noqa: S314 - matplotlib's own
+    for metadata in root.findall(f"{{{SVG}}}metadata"):
+        root.remove(metadata)
+    for group in root.iter(f"{{{SVG}}}g"):
+        group.attrib.pop("id", None)  # of no use, and the same in every plot of a page
+    root.attrib |= {"role": "img", "aria-label": alt}
+    return ET.tostring(root, encoding="unicode")

@@ -1,23 +1,24 @@
 """The report of a sweep or a comparison: one HTML file, Markdown, CSV, JSON and the plots."""
 
-import base64
 import csv
 import io
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from vaecli.config.loading import dump_config
 from vaecli.config.schema import describe_settings, get_setting
 from vaecli.errors import VaecliError
-from vaecli.files import write_atomically, write_json, write_text
+from vaecli.files import write_json, write_text
 from vaecli.reports import plots
 from vaecli.reports.statistics import LEVEL
-from vaecli.reports.tables import ACROSS, WITHIN, differences, group_by_support, rankings, table, warnings
+from vaecli.reports.tables import ACROSS, WITHIN, differences, group_by, group_by_support, rankings, table, warnings
 from vaecli.sweeps.sweep import SEED, JobResult, SweepResult
 
 SHARED_METADATA = ("run", "decoder", "seed")
@@ -33,12 +34,17 @@ class Plot:
     alt: str
     """What it shows, for those who cannot see it."""
     caption: str
-    png: bytes
+    figure: Figure
+
+    @cached_property
+    def svg(self) -> Markup:
+        """Return the picture as its file and the HTML page hold it."""
+        return Markup(plots.svg(self.figure, self.alt))  # noqa: S704 - matplotlib and ElementTree escape all text
 
     @property
-    def base64(self) -> str:
-        """Return the picture as an HTML file holds it."""
-        return base64.b64encode(self.png).decode()
+    def width(self) -> float:
+        """Return its natural width, in inches."""
+        return self.figure.get_figwidth()
 
 
 def write_report(found: SweepResult, out: Path) -> dict[str, Any]:
@@ -66,7 +72,7 @@ def write_report(found: SweepResult, out: Path) -> dict[str, Any]:
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for plot in (*content["plots"], *content["plots_across"]):
-            write_atomically(out / "figures" / f"{plot.name}.png", _writer(plot.png))
+            write_text(out / "figures" / f"{plot.name}.svg", plot.svg)
         for kind in ("html", "md"):
             write_text(out / f"report.{kind}", templates.get_template(f"report.{kind}.j2").render(content))
         write_text(out / "results.csv", _csv(results["runs"]))
@@ -76,14 +82,10 @@ def write_report(found: SweepResult, out: Path) -> dict[str, Any]:
     return results
 
 
-def _writer(content: bytes) -> Callable[[Any], object]:
-    return lambda file: file.write(content)
-
-
 def _content(found: SweepResult) -> dict[str, Any]:
     """Return everything that the templates show."""
     sweep = found.sweep
-    axes = [key for key in sweep.keys if key != SEED]
+    axes = [key for key in sweep.keys if key != SEED and len(_values_of(found.results, key)) > 1]
     content = _content_of_comparison(found) if sweep.kind == "comparison" else _content_of_sweep(found, axes)
     return content | {
         "within": [
@@ -103,29 +105,27 @@ def _content_of_comparison(found: SweepResult) -> dict[str, Any]:
     panel = Plot(
         "panel",
         "Test images, reconstructions and prior samples of each decoder",
-        "The same test images, the mean of p(x|z) at their posterior means, and the mean of p(x|z) at draws of z from "
-        "the prior; the first seed of each decoder.",
-        plots.png(plots.panel(found)),
+        "Of each decoder's first run, from top to bottom: the same test images, the mean of p(x|z) at their posterior "
+        "means, and the mean of p(x|z) at draws of z from the prior.",
+        plots.panel(found),
     )
-    supports = {result.config.model.likelihood.support for result in found.results}
-    several = " Each chart has its own scale: bounds about different random variables cannot be ranked."
+    held_out = "on validation images" if plots.split_of_curves(found) == "validation" else "on training images"
     curves = Plot(
         "curves",
-        "Validation ELBO over images seen",
-        "The bound while training, on held-out images." + (several if len(supports) > 1 else ""),
-        plots.png(plots.curves(found)),
+        "ELBO over images seen, of each run",
+        f"The bound while training, {held_out}; a line for each run." + _several_charts(found),
+        plots.curves(found),
     )
     across = Plot(
         "bridges",
         "Bits per dimension, binarised NLL and squared error of each run",
-        "A point for each seed.",
-        plots.png(plots.across_supports(found)),
+        "A point for each run.",
+        plots.across_supports(found),
     )
     return {
         "title": "Decoders compared",
-        "introduction": f"{', '.join(found.decoders)} on {base.data.name}; {n_seeds} seed{'s' if n_seeds > 1 else ''}; "
-        f"{base.training.epochs} epochs at most; {found.sweep.evaluation.split} images; "
-        f"{found.sweep.evaluation.k} importance samples.",
+        "introduction": f"{', '.join(found.decoders)}; {_count(n_seeds, 'seed')} each. {_introduction(found)} "
+        f"{base.training.epochs} epochs at most.",
         "varied": {},
         "plots": [panel, curves],
         "plots_across": [across],
@@ -137,23 +137,15 @@ def _content_of_comparison(found: SweepResult) -> dict[str, Any]:
 
 
 def _content_of_sweep(found: SweepResult, axes: list[str]) -> dict[str, Any]:
-    sweep, n = found.sweep, len(found.results)
-    supports = {result.config.support_title for result in found.done}
-    several = " Bounds of two charts cannot be compared." if len(supports) > 1 else ""
+    sweep = found.sweep
+    numeric = [key for key in axes if plots.is_numeric(found.done, key)]
     return {
         "title": f"Sweep: {sweep.name}",
-        "introduction": f"{n} run{'s' if n > 1 else ''} on {sweep.base.data.name}; {sweep.evaluation.split} images; "
-        f"{sweep.evaluation.k} importance samples.",
-        "varied": {key: _values_of(found.results, key) for key in sweep.keys},
+        "introduction": _introduction(found),
+        "varied": {key: ", ".join(_values_of(found.results, key)) for key in sweep.keys},
         "plots": [
-            Plot(
-                f"by-{key}",
-                f"ELBO over {key}",
-                f"The ELBO on {sweep.evaluation.split} images over {key}; bands are 95 % t intervals over seeds."
-                + several,
-                plots.png(figure),
-            )
-            for key, figure in _plots_by_axis(found, axes)
+            Plot(f"by-{key}", f"ELBO over {key}", _caption(found, key, axes), plots.by_axis(found, key, axes))
+            for key in numeric
         ],
         "plots_across": [],
         "differences": None,
@@ -162,12 +154,39 @@ def _content_of_sweep(found: SweepResult, axes: list[str]) -> dict[str, Any]:
     }
 
 
-def _plots_by_axis(found: SweepResult, axes: list[str]) -> list[tuple[str, Figure]]:
-    return [(key, plots.by_axis(found, key, axes)) for key in axes if plots.is_numeric(found.done, key)]
+def _caption(found: SweepResult, key: str, axes: list[str]) -> str:
+    """Say what a plot over a setting shows, as far as it shows it."""
+    several_seeds = any(len(results) > 1 for results in group_by(found.done, axes).values())
+    return (
+        f"The ELBO on {found.sweep.evaluation.split} images over {key}"
+        + ("; means over seeds, with bands of 95 % t intervals." if several_seeds else "; a point for each run.")
+        + ("" if plots.has_legend(found, key, axes) else " The lines are the choices of the other settings; see below.")
+        + _several_charts(found)
+    )
 
 
-def _values_of(results: tuple[JobResult, ...], key: str) -> str:
-    return ", ".join(dict.fromkeys(str(get_setting(result.config, key)) for result in results))
+def _several_charts(found: SweepResult) -> str:
+    several = len({result.config.model.likelihood.support for result in found.results}) > 1
+    return " Each chart has its own scale: bounds of two supports cannot be compared." if several else ""
+
+
+def _introduction(found: SweepResult) -> str:
+    """Say how many runs there are, of which data, and how they were evaluated."""
+    evaluation, names = found.sweep.evaluation, _values_of(found.results, "data.name")
+    failed = f", and {len(found.failed)} that failed," if found.failed else ""
+    return (
+        f"{_count(len(found.done), 'run')}{failed} on {', '.join(names)}; evaluated on {evaluation.split} images with "
+        f"{_count(evaluation.k, 'importance sample')} each."
+    )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
+def _values_of(results: Sequence[JobResult], key: str) -> list[str]:
+    """Return the values of a setting, each once."""
+    return list(dict.fromkeys(str(get_setting(result.config, key)) for result in results))
 
 
 def _p_value(p: float | None) -> str:
