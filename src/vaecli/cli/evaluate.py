@@ -1,12 +1,16 @@
 """`vae evaluate`: the metrics of a run on held-out images."""
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vaecli.cli.app import RUNS, Ckpt, DataDir, Json, Quiet, RunsDir, SplitName, app, examples, note, result
+from vaecli.errors import UsageError
 
 if TYPE_CHECKING:
+    from vaecli.evaluation.annealed import AnnealedEvaluation
+    from vaecli.evaluation.gaps import Gaps
     from vaecli.evaluation.result import Evaluation
 
 
@@ -15,6 +19,8 @@ if TYPE_CHECKING:
         "vae evaluate --ckpt 20261122-1431",
         "vae evaluate --ckpt 20261122-1431 --split validation --limit 1000",
         "vae evaluate --ckpt 20261122-1431 --proposal encoder --k 5000",
+        "vae evaluate --ckpt 20261122-1431 --method ais --bracket --limit 100",
+        "vae evaluate --ckpt 20261122-1431 --gaps --limit 500",
         "vae evaluate --ckpt 20261122-1431 --no-binarised --json",
     )
 )
@@ -33,6 +39,23 @@ def evaluate(
     binarised: Annotated[
         bool, typer.Option("--binarised/--no-binarised", help="Evaluate the likelihood of binarised images as well.")
     ] = True,
+    method: Annotated[
+        Literal["importance", "ais", "posterior"],
+        typer.Option(
+            "--method",
+            help="How the evidence is estimated: importance sampling; annealing, slower, to check it; or samples of the "
+            "posterior, the paper's way for few latent dimensions.",
+        ),
+    ] = "importance",
+    temperatures: Annotated[int, typer.Option("--temperatures", min=1, help="Transitions of every chain.")] = 1000,
+    chains: Annotated[int, typer.Option("--chains", min=2, help="Chains, or posterior samples, for each image.")] = 8,
+    start: Annotated[Literal["fitted", "prior"], typer.Option("--start", help="Where annealing begins.")] = "fitted",
+    bracket: Annotated[
+        bool, typer.Option("--bracket", help="Bracket the evidence of images that the model draws, from both sides.")
+    ] = False,
+    gaps: Annotated[
+        bool, typer.Option("--gaps", help="Split what the bound loses into approximation and amortisation gap.")
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
@@ -43,19 +66,84 @@ def evaluate(
     from vaecli.runs.run import find_run
 
     run = find_run(ckpt, runs_dir)
-    from dataclasses import asdict
-
+    if bracket and method != "ais":
+        raise UsageError("--bracket goes with --method ais")
+    if gaps and method != "importance":
+        raise UsageError("--gaps goes with importance sampling: leave --method out")
     from vaecli.cli.progress import show_stages
-    from vaecli.evaluation.evaluate import evaluate as evaluate_run
 
     if run.file is None and run.is_training and not quiet:
         note(f"{run.name} is still training: its newest checkpoint is evaluated")
     with show_stages(quiet=quiet or as_json) as callback:
-        found = evaluate_run(
-            run, proposal=proposal, k=k, split=split, limit=limit, seed=seed, binarised=binarised,
-            device=device, data_dir=data_dir, callback=callback,
-        )  # fmt: skip
-    result(asdict(found) if as_json else table(found, run.config.model.latent_dim))
+        found: Evaluation | AnnealedEvaluation | Gaps
+        if gaps:
+            from vaecli.evaluation.gaps import evaluate_gaps
+            from vaecli.reports.gaps import draw_gaps
+
+            found, path = evaluate_gaps(
+                run, split=split, limit=limit or 1000, seed=seed, device=device, data_dir=data_dir, callback=callback
+            )
+            text = gaps_table(found, draw_gaps(path))
+        elif method == "importance":
+            from vaecli.evaluation.evaluate import evaluate as evaluate_run
+
+            found = evaluate_run(
+                run, proposal=proposal, k=k, split=split, limit=limit, seed=seed, binarised=binarised,
+                device=device, data_dir=data_dir, callback=callback,
+            )  # fmt: skip
+            text = table(found, run.config.model.latent_dim)
+        else:
+            from vaecli.config.schema import AnnealingSpec
+            from vaecli.evaluation.annealed import evaluate_annealed
+
+            spec = AnnealingSpec(
+                method=method, temperatures=temperatures, chains=chains, start=start, bracket=bracket,
+                split=split, limit=limit or 100, seed=seed,
+            )  # fmt: skip
+            found = evaluate_annealed(run, spec, device=device, data_dir=data_dir, callback=callback)
+            text = annealed_table(found)
+    result(asdict(found) if as_json else text)
+
+
+def annealed_table(found: "AnnealedEvaluation") -> str:
+    """Format the evidence by annealing, or from posterior samples, beside that of fitted proposals."""
+    ways = {"ais": f"annealing from the {found.start}", "posterior": "posterior samples"}
+    accepted = "" if found.acceptance is None else f"; {100 * found.acceptance:.0f} % of transitions accepted"
+    error = "" if found.log_evidence_mc_se is None else f" (Monte-Carlo error {found.log_evidence_mc_se:.3f}{accepted})"
+    lines = [
+        f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}; "
+        f"{found.chains} chains of {found.temperatures} transitions",
+        f"{ways[found.method]:<32} {found.log_evidence:.3f} ± {found.log_evidence_se:.3f} nats{error}",
+        f"{'importance sampling, fitted':<32} {found.fitted_log_evidence:.3f} nats",
+        f"{'  difference':<32} {found.difference:+.3f} nats, {found.largest_difference:.3f} for one image at most",
+    ]
+    if found.simulated_lower is not None:
+        lines += [
+            "on images that the model drew:",
+            f"{'  bracket':<32} {found.simulated_lower:.3f} to {found.simulated_upper:.3f} nats, "
+            f"{found.simulated_gap:.3f} apart",
+            f"{'  importance sampling, fitted':<32} {found.simulated_fitted:.3f} nats",
+        ]
+    return "\n".join(lines)
+
+
+def gaps_table(found: "Gaps", picture: object) -> str:
+    """Format where the bound is lost, from the evidence down to the ELBO."""
+    return "\n".join(
+        [
+            f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}",
+            f"log evidence          {found.log_evidence:.2f} ± {found.log_evidence_se:.2f} nats",
+            f"  approximation gap   {found.approximation_gap:.2f} ± {found.approximation_gap_se:.2f}: "
+            "no diagonal Gaussian does better",
+            f"best ELBO             {found.best_elbo:.2f} ± {found.best_elbo_se:.2f}",
+            f"  amortisation gap    {found.amortisation_gap:.2f} ± {found.amortisation_gap_se:.2f}: "
+            "one encoder for all images does not find it",
+            f"ELBO                  {found.elbo:.2f} ± {found.elbo_se:.2f}",
+            f"KL to the prior       {found.kl:.2f} = mutual information {found.mutual_information:.2f} "
+            f"+ KL of the aggregated posterior {found.kl_of_aggregate:.2f}",
+            f"picture               {picture}",
+        ]
+    )
 
 
 def table(found: "Evaluation", latent_dim: int) -> str:

@@ -250,6 +250,26 @@ class EvaluationSpec(Section):
     """Whether the likelihood of binarised images is evaluated too."""
 
 
+class AnnealingSpec(Section):
+    """Describe how the evidence is estimated by other means than importance sampling."""
+
+    method: Literal["ais", "posterior"] = "ais"
+    """Annealed importance sampling, or the estimator from posterior samples (Kingma & Welling 2013, appendix D)."""
+    temperatures: int = Field(1000, ge=1, le=1_000_000)
+    """Transitions of every chain."""
+    chains: int = Field(8, ge=2, le=10_000)
+    """For each image."""
+    start: Literal["fitted", "prior"] = "fitted"
+    """Where annealing begins: at the proposal fitted to an image, or at the prior, which knows nothing of it."""
+    bracket: bool = False
+    """Whether to bracket the evidence of images that the model draws, from below and above."""
+    split: Literal["train", "validation", "test"] = "test"
+    limit: int | None = Field(100, ge=1)
+    """Only so many images, evenly spaced over the split; null: all."""
+    seed: int = Field(0, ge=0)
+    """Of evaluation's own random numbers."""
+
+
 OF_MANY_RUNS = EvaluationSpec(limit=1000)
 """How the runs of sweeps and comparisons are evaluated, unless it is said otherwise."""
 

@@ -1,0 +1,141 @@
+"""Where a run's bound is lost, image by image: the approximation and the amortisation gap."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vaecli.config.schema import EvaluationSpec
+from vaecli.data.dataset import Batch
+from vaecli.errors import UsageError
+from vaecli.evaluation.evidence import Group, estimate_evidence, mean
+from vaecli.evaluation.held_out import EvaluationCallback, HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.model.distributions import DiagonalNormal, standard_normal
+from vaecli.model.estimators import score_log_likelihood
+from vaecli.model.gaps import best_diagonal, elbo_of, kl_of_aggregate
+from vaecli.runs.run import Run
+
+AT_ONCE = 50
+"""Images that a Gaussian is fitted to at a time."""
+DRAWS = 200
+"""By which both bounds of an image are estimated, the same for both."""
+
+
+@dataclass(frozen=True)
+class Gaps:
+    """Hold where the bound is lost: means over images, in nats per image."""
+
+    run: str
+    checkpoint: str
+    split: str
+    n_images: int
+    seed: int
+    decoder: str
+    support: str
+    observed: str
+    is_likelihood: bool
+    caveat: str | None
+    log_evidence: float
+    log_evidence_se: float | None
+    best_elbo: float
+    """With the best diagonal Gaussian of each image."""
+    best_elbo_se: float | None
+    elbo: float
+    """With the encoder's."""
+    elbo_se: float | None
+    approximation_gap: float
+    """The evidence less the best ELBO."""
+    approximation_gap_se: float | None
+    amortisation_gap: float
+    """The best ELBO less the encoder's."""
+    amortisation_gap_se: float | None
+    kl: float
+    """KL(q(z|x) ‖ p(z))."""
+    kl_of_aggregate: float
+    """KL(q(z) ‖ p(z)) of the mean of q(z|x) over these images."""
+    mutual_information: float
+    """Of image and code under the encoder: the first less the second, at most log n_images."""
+
+
+def evaluate_gaps(
+    run: Run,
+    *,
+    split: str = "test",
+    limit: int | None = 1000,
+    seed: int = 0,
+    device: str = "auto",
+    data_dir: Path | None = None,
+    callback: EvaluationCallback | None = None,
+) -> tuple[Gaps, Path]:
+    """Split what a run's bound loses into what a diagonal Gaussian loses and what the encoder loses beside it.
+
+    Args:
+        run: A trained run with a Gaussian encoder.
+        split: train, validation or test.
+        limit: Only so many images, evenly spaced over the split; None for all.
+        seed: Of evaluation's own random numbers.
+        device: auto, cpu, cuda, cuda:1 or mps.
+        data_dir: As for `train`.
+        callback: As for `evaluate`.
+
+    Returns:
+        The gaps, and the JSON file that holds them; beside it an .npz of the same name has those of every image.
+
+    Raises:
+        UsageError: The encoder is not a diagonal Gaussian; otherwise as for `evaluate`.
+        VaecliError: As for `evaluate`.
+    """
+    spec = EvaluationSpec.model_validate({"split": split, "limit": limit, "seed": seed})
+    held_out = open_held_out(run, spec, device, data_dir, callback)
+    of_run = held_out.run.evaluation_path(held_out.run.checkpoint.progress.step, spec)
+    path = of_run.with_name(f"{of_run.stem}-gaps.json")
+    prepare_directory(path)
+    best, elbo = _bounds(held_out)
+    (weighted,) = estimate_evidence(
+        held_out, held_out.vae, held_out.batch, "the evidence", [Group(score_log_likelihood)]
+    )
+    log_evidence = weighted.log_evidence[-1, 0]
+    posterior = _posterior(held_out, held_out.batch)
+    kl = posterior.kl_from_standard().sum(-1).double().mean().item()
+    aggregate = kl_of_aggregate(held_out.vae, posterior, held_out.generator("samples")).item()
+    per_image = {
+        "log_evidence": log_evidence,
+        "best_elbo": best,
+        "elbo": elbo,
+        "approximation_gap": log_evidence - best,
+        "amortisation_gap": best - elbo,
+    }
+    metrics: dict[str, Any] = {}
+    for name, values in per_image.items():
+        metrics |= mean(name, values)
+    found = Gaps(**held_out.metadata(), **metrics, kl=kl, kl_of_aggregate=aggregate, mutual_information=kl - aggregate)
+    write_results(path, asdict(found), per_image)
+    return found, path
+
+
+@torch.no_grad()
+def _posterior(held_out: HeldOut, batch: Batch) -> DiagonalNormal:
+    posterior = held_out.vae.encoder(batch.input)
+    if not isinstance(posterior, DiagonalNormal):
+        raise UsageError(f"{held_out.run.name}: its encoder is not a diagonal Gaussian, which gaps are measured by")
+    return posterior
+
+
+def _bounds(held_out: HeldOut) -> tuple[Tensor, Tensor]:
+    """Return the ELBO of each image with its best diagonal Gaussian and with the encoder's, by the same noise."""
+    batch, fitting, noise = held_out.batch, held_out.generator("pilots"), held_out.generator("importance")
+    n, best, elbo = len(batch.target), [], []
+    for start in range(0, n, AT_ONCE):
+        part = Batch(*(field[start : start + AT_ONCE] for field in batch))
+        fitted = best_diagonal(held_out.vae, part, fitting)
+        with torch.no_grad():
+            posterior = _posterior(held_out, part)
+            epsilon = standard_normal((DRAWS, *posterior.mean.shape), posterior.mean, noise)
+            for q, found in ((fitted, best), (posterior, elbo)):
+                size = max(1, held_out.rows // len(part.target))
+                parts = [len(e) * elbo_of(held_out.vae, part, q, e).double().cpu() for e in epsilon.split(size)]
+                found.append(torch.stack(parts).sum(0) / DRAWS)
+        held_out.callback("the best Gaussian of each image", min(start + AT_ONCE, n), n)
+    return torch.cat(best), torch.cat(elbo)
