@@ -43,8 +43,8 @@ def evaluate(
         Literal["importance", "ais", "posterior"],
         typer.Option(
             "--method",
-            help="How the evidence is estimated: importance sampling; annealing, slower, to check it; or samples of the "
-            "posterior, the paper's way for few latent dimensions.",
+            help="How the evidence is estimated: by importance sampling; by annealing, which is slower, to check it; "
+            "or from posterior samples, the paper's way for few latent dimensions.",
         ),
     ] = "importance",
     temperatures: Annotated[int, typer.Option("--temperatures", min=1, help="Transitions of every chain.")] = 1000,
@@ -111,8 +111,10 @@ def annealed_table(found: "AnnealedEvaluation") -> str:
     accepted = "" if found.acceptance is None else f"; {100 * found.acceptance:.0f} % of transitions accepted"
     error = "" if found.log_evidence_mc_se is None else f" (Monte-Carlo error {found.log_evidence_mc_se:.3f}{accepted})"
     lines = [
-        f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}; "
-        f"{found.chains} chains of {found.temperatures} transitions",
+        (
+            f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}; "
+            f"{found.chains} chains of {found.temperatures} transitions"
+        ),
         f"{ways[found.method]:<32} {found.log_evidence:.3f} ± {found.log_evidence_se:.3f} nats{error}",
         f"{'importance sampling, fitted':<32} {found.fitted_log_evidence:.3f} nats",
         f"{'  difference':<32} {found.difference:+.3f} nats, {found.largest_difference:.3f} for one image at most",
@@ -120,8 +122,10 @@ def annealed_table(found: "AnnealedEvaluation") -> str:
     if found.simulated_lower is not None:
         lines += [
             "on images that the model drew:",
-            f"{'  bracket':<32} {found.simulated_lower:.3f} to {found.simulated_upper:.3f} nats, "
-            f"{found.simulated_gap:.3f} apart",
+            (
+                f"{'  bracket':<32} {found.simulated_lower:.3f} to {found.simulated_upper:.3f} nats, "
+                f"{found.simulated_gap:.3f} apart"
+            ),
             f"{'  importance sampling, fitted':<32} {found.simulated_fitted:.3f} nats",
         ]
     return "\n".join(lines)
@@ -133,14 +137,20 @@ def gaps_table(found: "Gaps", picture: object) -> str:
         [
             f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}",
             f"log evidence          {found.log_evidence:.2f} ± {found.log_evidence_se:.2f} nats",
-            f"  approximation gap   {found.approximation_gap:.2f} ± {found.approximation_gap_se:.2f}: "
-            "no diagonal Gaussian does better",
+            (
+                f"  approximation gap   {found.approximation_gap:.2f} ± {found.approximation_gap_se:.2f}: "
+                "no diagonal Gaussian does better"
+            ),
             f"best ELBO             {found.best_elbo:.2f} ± {found.best_elbo_se:.2f}",
-            f"  amortisation gap    {found.amortisation_gap:.2f} ± {found.amortisation_gap_se:.2f}: "
-            "one encoder for all images does not find it",
+            (
+                f"  amortisation gap    {found.amortisation_gap:.2f} ± {found.amortisation_gap_se:.2f}: "
+                "one encoder for all images does not find it"
+            ),
             f"ELBO                  {found.elbo:.2f} ± {found.elbo_se:.2f}",
-            f"KL to the prior       {found.kl:.2f} = mutual information {found.mutual_information:.2f} "
-            f"+ KL of the aggregated posterior {found.kl_of_aggregate:.2f}",
+            (
+                f"KL to the prior       {found.kl:.2f} = mutual information {found.mutual_information:.2f} "
+                f"+ KL of the aggregated posterior {found.kl_of_aggregate:.2f}"
+            ),
             f"picture               {picture}",
         ]
     )

@@ -77,8 +77,8 @@ class ModelConfig(Section):
 
     decoder: Annotated[str, AfterValidator(_known_decoder)] = "bernoulli"
     latent_dim: Size = 20
-    hidden_dim: Annotated[tuple[Size, ...], BeforeValidator(_layers), Field(min_length=1, max_length=100)] = (500,)
-    """Units of each hidden layer of the encoder; the decoder mirrors it."""
+    hidden_dim: Annotated[tuple[Size, ...], BeforeValidator(_layers), Field(max_length=100)] = (500,)
+    """Units of each hidden layer of the encoder; the decoder mirrors it. None, []: both are linear."""
     activation: Literal["relu", "tanh"] = "relu"
     mean: Literal["sigmoid", "linear"] = "sigmoid"
     """Gaussian means: in the unit interval (the paper, appendix C.2), or anywhere (the tutorial)."""

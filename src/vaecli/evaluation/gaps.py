@@ -14,7 +14,7 @@ from vaecli.evaluation.evidence import Group, estimate_evidence, mean
 from vaecli.evaluation.held_out import EvaluationCallback, HeldOut, open_held_out, prepare_directory, write_results
 from vaecli.model.distributions import DiagonalNormal, standard_normal
 from vaecli.model.estimators import score_log_likelihood
-from vaecli.model.gaps import best_diagonal, elbo_of, kl_of_aggregate
+from vaecli.model.gaps import best_diagonal, elbo_of, mutual_information
 from vaecli.runs.run import Run
 
 AT_ONCE = 50
@@ -53,10 +53,10 @@ class Gaps:
     amortisation_gap_se: float | None
     kl: float
     """KL(q(z|x) ‖ p(z))."""
-    kl_of_aggregate: float
-    """KL(q(z) ‖ p(z)) of the mean of q(z|x) over these images."""
     mutual_information: float
-    """Of image and code under the encoder: the first less the second, at most log n_images."""
+    """Of image and code under the encoder; at most log n_images."""
+    kl_of_aggregate: float
+    """KL(q(z) ‖ p(z)) of the mean q(z) of q(z|x) over these images: the rest of the KL."""
 
 
 def evaluate_gaps(
@@ -99,7 +99,7 @@ def evaluate_gaps(
     log_evidence = weighted.log_evidence[-1, 0]
     posterior = _posterior(held_out, held_out.batch)
     kl = posterior.kl_from_standard().sum(-1).double().mean().item()
-    aggregate = kl_of_aggregate(held_out.vae, posterior, held_out.generator("samples")).item()
+    information = mutual_information(posterior, held_out.generator("samples")).item()
     per_image = {
         "log_evidence": log_evidence,
         "best_elbo": best,
@@ -110,7 +110,9 @@ def evaluate_gaps(
     metrics: dict[str, Any] = {}
     for name, values in per_image.items():
         metrics |= mean(name, values)
-    found = Gaps(**held_out.metadata(), **metrics, kl=kl, kl_of_aggregate=aggregate, mutual_information=kl - aggregate)
+    found = Gaps(
+        **held_out.metadata(), **metrics, kl=kl, mutual_information=information, kl_of_aggregate=kl - information
+    )
     write_results(path, asdict(found), per_image)
     return found, path
 
@@ -126,7 +128,7 @@ def _posterior(held_out: HeldOut, batch: Batch) -> DiagonalNormal:
 def _bounds(held_out: HeldOut) -> tuple[Tensor, Tensor]:
     """Return the ELBO of each image with its best diagonal Gaussian and with the encoder's, by the same noise."""
     batch, fitting, noise = held_out.batch, held_out.generator("pilots"), held_out.generator("importance")
-    n, best, elbo = len(batch.target), [], []
+    n, best, elbo = len(batch.target), list[Tensor](), list[Tensor]()
     for start in range(0, n, AT_ONCE):
         part = Batch(*(field[start : start + AT_ONCE] for field in batch))
         fitted = best_diagonal(held_out.vae, part, fitting)

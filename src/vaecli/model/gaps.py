@@ -49,7 +49,7 @@ def best_diagonal(vae: VAE, batch: Batch, generator: torch.Generator) -> Diagona
 def elbo_of(vae: VAE, batch: Batch, q: DiagonalNormal, noise: Float[Tensor, "S B Z"]) -> Float[Tensor, " B"]:
     """Return the ELBO of each image with its own q, by the draws that noise is transported to."""
     z, log_q = q.transport(noise)
-    log_p = vae.decoder(z).log_prob(batch.target)
+    log_p: Tensor = vae.decoder(z).log_prob(batch.target)
     kl = kl_per_dimension(q, vae.prior)
     if kl is None:
         elbo: Tensor = (log_p + vae.prior.log_prob(z) - log_q()).mean(0)
@@ -57,18 +57,18 @@ def elbo_of(vae: VAE, batch: Batch, q: DiagonalNormal, noise: Float[Tensor, "S B
     return log_p.mean(0) - kl.sum(-1)
 
 
-def kl_of_aggregate(vae: VAE, q: DiagonalNormal, generator: torch.Generator, rows: int = 200) -> Float[Tensor, ""]:
-    """Estimate KL(q(z) ‖ p(z)) of the aggregated posterior q(z) = (1/N) Σ_n q(z|x_n), by a draw from each part.
+def mutual_information(q: DiagonalNormal, generator: torch.Generator, rows: int = 200) -> Float[Tensor, ""]:
+    """Estimate the mutual information of image and code under the encoder, the mean of log q(z|x_n)/q(z).
 
-    The mutual information of image and code under the encoder is the mean KL(q(z|x) ‖ p(z)) less it (Hoffman & Johnson
-    2016); it is at most log N, so that N bounds what can be seen.
+    q(z) = (1/N) Σ_n q(z|x_n) is the aggregated posterior; what the mean KL(q(z|x) ‖ p(z)) has beside the mutual
+    information is KL(q(z) ‖ p(z)) (Hoffman & Johnson 2016). It is at most log N: N images cannot show more.
 
     Args:
-        vae: Of which the prior is used.
         q: The posteriors of N images.
         generator: Of the draws.
         rows: Draws whose density under all N parts is computed at a time.
     """
-    z, _ = q.transport(standard_normal(q.mean.shape, q.mean, generator))
-    log_q = [q.log_prob(part[:, None]).logsumexp(1) - math.log(len(z)) for part in z.split(rows)]
-    return (torch.cat(log_q) - vae.prior.log_prob(z)).double().mean()
+    z, log_q = q.transport(standard_normal(q.mean.shape, q.mean, generator))
+    mixture = [q.log_prob(part[:, None]).logsumexp(1) - math.log(len(z)) for part in z.split(rows)]
+    information: Tensor = (log_q() - torch.cat(mixture)).double().mean()
+    return information
