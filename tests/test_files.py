@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vaecli.files import finite, write_atomically, write_json, write_text
+from vaecli.files import finite, safe_name, write_atomically, write_json, write_text
 
 
 def test_a_file_is_replaced_whole(tmp_path):
@@ -47,3 +47,19 @@ def test_a_file_that_is_there_is_kept_where_it_is_not_to_be_overwritten(tmp_path
         write_atomically(path, lambda file: file.write(b"two"), overwrite=False)
     assert path.read_text() == "one"
     assert [entry.name for entry in tmp_path.iterdir()] == ["x"]
+
+
+NAMES = [
+    ("my sweep", "my-sweep"), ("_x", "x"), ("Übersicht", "Übersicht"), ("U\u0308bersicht", "Übersicht"),
+    ("日本", "日本"), ("हिन्दी", "हिन्दी"), (".hidden", "hidden"), ("a\nb", "a-b"), ("a/../b", "a-..-b"),
+    ("a;b $c (1)", "a-b-c-1"), ("x" * 150, "x" * 100), ("日" * 100, "日" * 85), ("..", ""), ("-", ""), ("", ""),
+    ("a\0\udcff[/b]<i>", "a-b-i"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "name"), NAMES)
+def test_any_text_becomes_a_name_that_can_be_a_folders(tmp_path, text, name):
+    assert safe_name(text) == safe_name(name) == name
+    if name:
+        (tmp_path / name).mkdir()
+        assert [entry.name for entry in tmp_path.iterdir()] == [name]

@@ -10,11 +10,30 @@ import math
 import os
 import shutil
 import tempfile
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 TEMPORARY = ".tmp"
+MAX_NAME = 100
+"""Characters of a name of ours."""
+MAX_NAME_BYTES = 255
+"""Bytes that file systems take as a name."""
+
+
+def safe_name(text: str) -> str:
+    """Return a text as the name of a folder, of letters and digits of any script and `_.+-`; empty if nothing is left.
+
+    Hyphens replace whatever else there is between. A name that is safe already is returned as it is.
+    """
+    kept = (
+        c if unicodedata.category(c)[0] in "LMN" or c in "_.+-" else " " for c in unicodedata.normalize("NFC", text)
+    )
+    name = "-".join("".join(kept).split())
+    while name and unicodedata.category(name[0])[0] not in "LN":
+        name = name[1:]
+    return name[:MAX_NAME].encode()[:MAX_NAME_BYTES].decode(errors="ignore")
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, overwrite: bool = True) -> None:

@@ -26,7 +26,7 @@ from vaecli.runs.run import list_runs
 from vaecli.sweeps import local
 from vaecli.sweeps.execution import compare, run_configs, run_sweep
 from vaecli.sweeps.jobs import finished_result
-from vaecli.sweeps.sweep import JobOptions, JobResult, SweepResult, load_sweep, plan_jobs
+from vaecli.sweeps.sweep import JobOptions, JobResult, SweepResult, comparison, load_sweep, plan_jobs
 from vaecli.training.loop import train
 
 
@@ -321,18 +321,21 @@ def test_a_single_test_image_has_metrics_without_standard_errors(small, images, 
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("my sweep", "my-sweep"), ("_x", "x"), ("Übersicht", "bersicht"), ("日本", "sweep"), (".hidden", "hidden"),
-        ("a\nb", "a-b"), ("x" * 150, "x" * 100), ("..", "sweep"),
+        ("my sweep", "my-sweep"), ("_x", "x"), ("Übersicht", "Übersicht"), ("日本", "日本"), (".hidden", "hidden"),
+        ("a\nb", "a-b"), ("x" * 150, "x" * 100), ("..", None), ("a;b", "a-b"),
     ],
 )  # fmt: skip
-def test_a_sweep_of_any_file_name_has_a_name_that_can_be_a_folders(write, tmp_path, file, name):
+def test_a_file_of_any_name_gives_runs_sweeps_and_comparisons_a_name_that_can_be_a_folders(write, tmp_path, file, name):
     path = write(grid=GRID).rename(tmp_path / f"{file}.yaml")
     sweep = load_sweep(path)
-    assert sweep.name == name
-    for config in sweep.configs:
-        assert config.name == name
-        (tmp_path / "again.yaml").write_text(dump_config(config))
-        assert load_config(tmp_path / "again.yaml") == config  # as resuming and evaluating do
+    path.write_text((tmp_path / "base.yaml").read_text().replace("name: null\n", ""))
+    base = load_config(path)
+    compared = comparison(base, ["gaussian"], 1, QUICK)
+    assert (base.name, sweep.name, compared.name) == (name, name or "sweep", name or "comparison")
+    for config in (base, *sweep.configs, *compared.configs):
+        (tmp_path / "again.yaml").write_text(dump_config(config.model_copy(update={"name": config.name or "again"})))
+        assert load_config(tmp_path / "again.yaml").identity == config.identity  # as resuming and evaluating do
+        assert load_config(tmp_path / "again.yaml").name == (config.name or "again")
 
 
 def test_a_name_with_dollars_is_no_formula(write, tmp_path):

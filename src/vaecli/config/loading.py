@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from vaecli.config.schema import Config
 from vaecli.errors import ConfigError, nearest, suggest
+from vaecli.files import safe_name
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -67,7 +68,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     path = None if source is None else find_config(source)
     read = _Source(places={"": "config"}) if path is None else _read(path)
     if path is not None and not read.problems and "name" not in read.values:
-        read.values["name"] = safe_name(path)
+        read.values["name"] = safe_name(path.stem) or None
     return _validate(Config, read, overrides)
 
 
@@ -115,11 +116,6 @@ def find_config(source: str | Path) -> Path:
     if path.is_dir():
         raise ConfigError([f"{path}: is a directory; name a YAML file, or one of {', '.join(shipped)}"])
     raise ConfigError([f"{path}: no such config; {suggest(name, shipped)}"])
-
-
-def safe_name(path: Path) -> str | None:
-    """Return a file name as that of a folder, with hyphens for what cannot stand in one; None if nothing is left."""
-    return re.sub(r"[^\w.+-]+|^[^A-Za-z0-9]+", "-", path.stem, flags=re.ASCII).strip("-")[:100] or None
 
 
 def _read(path: Path) -> _Source:

@@ -15,11 +15,12 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vaecli.config.loading import load_config, load_yaml, override, safe_name
+from vaecli.config.loading import load_config, load_yaml, override
 from vaecli.config.schema import Config, EvaluationSpec, Resources, Section, get_setting
 from vaecli.data.sources import fingerprint
 from vaecli.errors import ConfigError, VaecliError
 from vaecli.evaluation.result import Evaluation, read_evaluation
+from vaecli.files import safe_name
 from vaecli.runs.run import Run, list_runs
 from vaecli.training.stopping import Stop
 
@@ -78,7 +79,7 @@ def load_sweep(path: Path) -> Sweep:
     spec = load_yaml(path, Spec)
     if not spec.grid and not spec.points:
         raise ConfigError([f"{path}: names no runs; give it a grid or points"])
-    name = safe_name(path) or "sweep"
+    name = safe_name(path.stem) or "sweep"
     base_source = _beside(spec.base, path)
     base = load_config(base_source)
     configs: dict[str, Config] = {}
