@@ -11,6 +11,7 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import unicodedata
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 TEMPORARY = ".vae.tmp"
+ABSENT = {errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+"""What the system says where a path leads to nothing."""
 MAX_NAME = 100
 """Characters of a name of ours."""
 MAX_NAME_BYTES = 255
@@ -36,6 +39,26 @@ def safe_name(text: str) -> str:
     while name and unicodedata.category(name[0])[0] not in "LN":
         name = name[1:]
     return name[:MAX_NAME].encode()[:MAX_NAME_BYTES].decode(errors="ignore")
+
+
+def may_be_file(path: Path) -> bool:
+    """Return whether a path is that of a file, or may be where we are not let look: opening it says why."""
+    return _kind(path) in {None, stat.S_IFREG}
+
+
+def may_be_directory(path: Path) -> bool:
+    """Return whether a path is that of a directory, or may be where we are not let look: using it says why."""
+    return _kind(path) in {None, stat.S_IFDIR}
+
+
+def _kind(path: Path) -> int | None:
+    """Return what kind of file a path leads to, 0 if to none, None if the system does not say."""
+    try:
+        return stat.S_IFMT(path.stat().st_mode)
+    except OSError as error:
+        return 0 if error.errno in ABSENT else None
+    except ValueError:  # a NUL in it
+        return 0
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, overwrite: bool = True) -> None:

@@ -1,11 +1,14 @@
 """The command line: the only part of vaecli that prints or exits. Nothing here imports torch before it is needed."""
 
+import codecs
 import importlib
+import io
 import os
 import re
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -35,7 +38,12 @@ def main() -> None:
         say(f"vae: {len(error.problems)} errors\n{error}" if many else f"vae: {error}")  # type: ignore[attr-defined]
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_stdout_up()
+        sys.exit(1)
+    except OSError as error:
+        if os.environ.get("VAECLI_DEBUG") == "1":
+            raise
+        say(f"vae: {_what_failed(error)}")
         sys.exit(1)
     except typer.Abort:
         sys.exit(1)
@@ -45,15 +53,47 @@ def main() -> None:
         from typer import rich_utils
 
         error.message = f"{error.message.removeprefix('Value error, ')}{_hint(error)}"  # type: ignore[attr-defined]
-        rich_utils.rich_format_error(error)  # type: ignore[arg-type]
+        with suppress(OSError):
+            rich_utils.rich_format_error(error)  # type: ignore[arg-type]
         sys.exit(2)
 
 
+def _what_failed(error: OSError) -> str:
+    """Say what the system refused: the file that it names, else stdout, if that takes nothing more."""
+    if error.filename:
+        return f"{error.filename}: {error.strerror}"
+    try:
+        print(flush=True)
+    except OSError:
+        _give_stdout_up()
+        return f"stdout cannot be written: {error.strerror}"
+    return str(error)
+
+
+def _give_stdout_up() -> None:
+    """Lose what is still to be printed, which would fail again at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Print a path that is no text as the bytes that it is, and escape what else stdout has no letters for."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
 def _prepare_streams() -> None:
-    """Open what was closed, since what is printed there would go to the other; show warnings of runs as notes."""
+    """Open what was closed, since what is printed there would go to the other; print any text that there can be.
+
+    Warnings of runs are shown as notes.
+    """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (it stays open)
+    codecs.register_error("vaecli", _encode)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="vaecli")
     show = warnings.showwarning
 
     def show_as_note(message: Warning | str, category: type[Warning], *where: Any) -> None:

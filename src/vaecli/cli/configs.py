@@ -48,10 +48,10 @@ def cat(name: Name) -> None:
 def cp(name: Name, target: Annotated[Path, typer.Argument(help="A file or a directory.")] = Path()) -> None:
     """Copy a shipped config to a file of your own; nothing is overwritten."""
     from vaecli.config.loading import find_config
-    from vaecli.files import write_atomically
+    from vaecli.files import may_be_directory, write_atomically
 
     source = find_config(name)
-    path = target / source.name if target.is_dir() else target
+    path = target / source.name if may_be_directory(target) else target
     try:
         content = source.read_bytes()
         write_atomically(path, lambda file: file.write(content), overwrite=False)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from vaecli.config.schema import Config
 from vaecli.errors import ConfigError, nearest, suggest
-from vaecli.files import safe_name
+from vaecli.files import may_be_directory, may_be_file, safe_name
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -107,13 +107,13 @@ def shipped_configs() -> dict[str, Path]:
 def find_config(source: str | Path) -> Path:
     """Return the file that a path or a shipped config's name stands for. Raises ConfigError."""
     path = Path(source)
-    if path.is_file():
+    if may_be_file(path):
         return path
     shipped = shipped_configs()
     name = path.stem if path.suffix in {".yaml", ".yml"} else path.name
     if path.parent in {Path(), Path("configs")} and name in shipped:
         return shipped[name]
-    if path.is_dir():
+    if may_be_directory(path):
         raise ConfigError([f"{path}: is a directory; name a YAML file, or one of {', '.join(shipped)}"])
     raise ConfigError([f"{path}: no such config; {suggest(name, shipped)}"])
 

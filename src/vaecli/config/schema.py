@@ -45,7 +45,10 @@ def is_array(name: str) -> bool:
 def _known_data(name: str) -> str:
     """Return a data set's name, or an array's absolute path: a run must find its images from any directory."""
     if is_array(name):
-        return str(Path(name).absolute())
+        path = str(Path(name).absolute())
+        if "\0" in path or path != path.encode(errors="replace").decode():
+            raise ValueError("Input should be a path in UTF-8 without NUL; rename the file, or its folder")
+        return path
     if name not in DATA_SETS:
         raise ValueError(
             "Input should be the path of a .npy, .npz, -ubyte or -ubyte.gz file, "

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vaecli.config.schema import TORCHVISION, is_array
 from vaecli.errors import DataError
+from vaecli.files import may_be_file
 
 Part = Literal["train", "test"]
 Pixels = NDArray[np.uint8]
@@ -106,7 +107,7 @@ def _load_idx(path: Path) -> Source:
 
 def _find_idx(path: Path) -> Path | None:
     """Return a file that is there under this name or gzipped; None if there is neither."""
-    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
+    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if may_be_file(file)), None)
 
 
 def default_data_dir() -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, VaecliError, in_plain_words
 from vaecli.evaluation.result import NotFiniteError, read_evaluation
+from vaecli.files import may_be_file
 from vaecli.runs.run import Run
 from vaecli.sweeps.sweep import Job, JobResult
 from vaecli.training.stopping import Stop, never
@@ -25,7 +26,7 @@ def finished_result(job: Job) -> JobResult | None:
     try:
         step = (status if run.checkpoint_path == run.last else status["best"])["step"]
         path = run.evaluation_path(step, job.options.evaluation)
-        return JobResult.read(job.config, run, path) if path.is_file() else None
+        return JobResult.read(job.config, run, path) if may_be_file(path) else None
     except (VaecliError, OSError, KeyError, TypeError, ValueError):
         return None  # whatever is damaged is reported, or mended, when the job is run
 

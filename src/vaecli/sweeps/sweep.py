@@ -20,7 +20,7 @@ from vaecli.config.schema import Config, EvaluationSpec, Resources, Section, get
 from vaecli.data.sources import fingerprint
 from vaecli.errors import ConfigError, VaecliError
 from vaecli.evaluation.result import Evaluation, read_evaluation
-from vaecli.files import safe_name
+from vaecli.files import may_be_file, safe_name
 from vaecli.runs.run import Run, list_runs
 from vaecli.training.stopping import Stop
 
@@ -64,7 +64,7 @@ class Sweep:
 
     def command(self, result: "JobResult") -> str:
         """Return the command line that does a run again, or resumes it."""
-        if result.run is not None and result.run.last.is_file():
+        if result.run is not None and may_be_file(result.run.last):
             return shlex.join(["vae", "train", "--resume", str(result.run.path)])
         settings = [f"{key}={_as_yaml(get_setting(result.config, key))}" for key in self.keys]
         return shlex.join(["vae", "train", "--config", self.base_source, *settings])
@@ -189,7 +189,8 @@ class JobResult:
     def read(cls, config: Config, run: Run, path: Path) -> "JobResult":
         """Return the result of a run whose evaluation stands in a file. Raises VaecliError where it cannot be used."""
         seconds = [row["seconds"] for row in run.metrics if row["split"] == "train"]
-        median = float(np.median(np.diff(seconds, prepend=0.0)))  # over epochs, whatever slowed some of them down
+        # the median over epochs, whatever slowed some of them down
+        median = float(np.median(np.diff(seconds, prepend=0.0))) if seconds else None
         return cls(config, run, read_evaluation(path), median, path)
 
     @property
@@ -291,4 +292,4 @@ def _as_yaml(value: Any) -> str:
 def _beside(base: str, path: Path) -> str:
     """Return the path of a base beside the spec, so that it is found from any directory; else the base as it is."""
     beside = path.parent / base
-    return str(beside) if beside.is_file() else base
+    return str(beside) if may_be_file(beside) else base

@@ -25,6 +25,7 @@ from vaecli.errors import (
     VaecliError,
     in_plain_words,
 )
+from vaecli.files import may_be_file
 from vaecli.model.estimators import Bound, evaluate_bound
 from vaecli.runs.checkpoint import Checkpoint, load_checkpoint
 from vaecli.runs.run import Run, create_run, find_run
@@ -238,11 +239,11 @@ def resume_session(
         raise UsageError(f"{run.file}: a run goes on from its last checkpoint; --init-from starts anew from this one")
     lock = run.lock()
     try:
-        checkpoint = load_checkpoint(run.last) if run.last.is_file() else None
+        checkpoint = load_checkpoint(run.last) if may_be_file(run.last) else None
         config = _resumable(run, checkpoint, config)
         if checkpoint is None:
             source = run.environment.get("initialised_from")
-            state, dataset = _first_state(config, data_dir, find_run(source, run.path) if source else None, share)
+            state, dataset = _first_state(config, data_dir, find_run(str(source), run.path) if source else None, share)
         else:
             torch.set_num_threads(checkpoint.threads)
             state, dataset = _first_state(config, data_dir, None, share)
@@ -280,7 +281,7 @@ def _first_state(
 
 def _resumable(run: Run, checkpoint: Checkpoint | None, config: Config | None) -> Config:
     """Return the config to resume with. Raises an error where nothing can be resumed, or not with these changes."""
-    if checkpoint is None and (not (run.path / "config.yaml").is_file() or run.metrics):
+    if checkpoint is None and (not may_be_file(run.path / "config.yaml") or run.metrics):
         raise VaecliError(f"{run.path}: has no checkpoint to go on from")
     config = config or run.config
     old, epochs = checkpoint.config if checkpoint else run.config, config.training.epochs
