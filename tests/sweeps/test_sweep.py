@@ -1,7 +1,9 @@
 import csv
+import errno
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -22,6 +24,7 @@ from vaecli.errors import ConfigError, UsageError, VaecliError
 from vaecli.evaluation import evaluate
 from vaecli.files import lock
 from vaecli.reports.report import write_report
+from vaecli.runs.checkpoint import load_checkpoint
 from vaecli.runs.run import list_runs
 from vaecli.sweeps import local
 from vaecli.sweeps.execution import compare, run_configs, run_sweep
@@ -171,6 +174,50 @@ def test_processes_end_with_the_one_that_started_them(write, tmp_path, small):
     while any(run.is_training for run in runs):
         assert time.monotonic() < deadline, "a worker goes on by itself"
         time.sleep(0.05)
+
+
+def test_a_signal_to_all_processes_of_a_sweep_keeps_every_run_where_it_was(write, tmp_path):
+    """As a scheduler sends it: what each run says of itself is where its checkpoint is."""
+    path = write(grid={"seed": [0, 1], "training.epochs": [1_000_000]})
+    command = [sys.executable, "-m", "vaecli", "sweep", str(path), "--jobs", "2"]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True) as driver:
+        while [len(run.metrics) > 5 for run in list_runs(tmp_path / "runs")] != [True, True]:
+            assert driver.poll() is None
+            time.sleep(0.05)
+        os.killpg(driver.pid, signal.SIGTERM)
+        _, shown = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "the same command resumes every run from its last checkpoint" in shown
+    for run in list_runs(tmp_path / "runs"):
+        step = load_checkpoint(run.last).progress.step
+        assert step > 0
+        assert (run.status["state"], run.status["reason"].split(",")[0]) == ("interrupted", f"stopped at step {step}")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ImportError("no sem_open")])
+def test_processes_that_the_system_has_no_room_for_are_one_message(small, tmp_path, monkeypatch, error):
+    """No semaphores, for want of shared memory, of descriptors, or of any."""
+
+    def refuse(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
+    configs = [small(seed=seed) for seed in range(2)]
+    with pytest.raises(VaecliError, match=rf"the worker processes cannot start \(.*{error.args[-1]}\); try --jobs 1"):
+        run_configs(configs, JobOptions(tmp_path / "runs"), jobs=2)
+
+
+@pytest.mark.parametrize("most", [10, 13, 16])
+def test_few_descriptors_are_one_message(write, tmp_path, most):
+    path = write(grid={"seed": [0, 1]})
+    limit = f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most})); "
+    command = (
+        limit + f"from vaecli import cli; sys.argv = ['vae', 'sweep', {str(path)!r}, '--jobs', '2', '-q']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("vae: the worker processes cannot start ([Errno 24] Too many open files")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_run_that_kills_its_process_fails_alone(small, tmp_path):
