@@ -317,14 +317,28 @@ def test_a_metric_that_is_not_finite_is_a_failure_of_that_run_alone(small, tmp_p
     assert "seed 1: " in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_a_damaged_evaluation_is_made_again(small, tmp_path):
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+@pytest.mark.parametrize("left", [None, 0, 100])
+def test_a_damaged_evaluation_is_made_again(small, tmp_path, suffix, left):
     config, options = small(), JobOptions(tmp_path / "runs", evaluation=QUICK)
     (done,) = run_configs([config], options)
-    whole = done.path.read_text()
-    done.path.write_text(whole[:100])
+    path, log_evidence = done.path.with_suffix(suffix), done.per_image("log_evidence")
+    whole = path.read_bytes()
+    path.unlink() if left is None else path.write_bytes(whole[:left])
     (again,) = run_configs([config], options)
     assert again == done
-    assert done.path.read_text() == whole
+    assert np.array_equal(again.per_image("log_evidence"), log_evidence)
+    assert suffix == ".npz" or path.read_bytes() == whole
+
+
+def test_damaged_metrics_of_images_are_said_with_their_remedy(small, tmp_path):
+    (done,) = run_configs([small()], JobOptions(tmp_path / "runs", evaluation=QUICK))
+    path = done.path.with_suffix(".npz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(VaecliError, match=r"\.npz: is damaged; delete it, and the same command makes it again"):
+        _ = [done.per_image(name) for name in ("log_evidence", "mean_squared_error", "bits_per_dim")]
 
 
 def test_old_names_of_resources_are_answered_with_the_new_ones(write):

@@ -19,7 +19,7 @@ from vaecli.config.loading import load_config, load_yaml, override
 from vaecli.config.schema import Config, EvaluationSpec, Resources, Section, get_setting
 from vaecli.data.sources import fingerprint
 from vaecli.errors import ConfigError, VaecliError
-from vaecli.evaluation.result import Evaluation, read_evaluation
+from vaecli.evaluation.result import Evaluation, read_evaluation, read_per_image
 from vaecli.files import may_be_file, safe_name
 from vaecli.runs.run import Run, list_runs
 from vaecli.training.stopping import Stop
@@ -212,10 +212,7 @@ class JobResult:
 
     def per_image(self, name: str) -> NDArray[np.float64] | None:
         """Return a metric for every image that was evaluated, if there is one."""
-        if self.path is None:
-            return None
-        with np.load(self.path.with_suffix(".npz")) as arrays:
-            return arrays[name].astype(np.float64) if name in arrays.files else None
+        return None if self.path is None else read_per_image(self.path, name)
 
 
 RunJobs = Callable[[Sequence[Job], Stop], list[JobResult]]
