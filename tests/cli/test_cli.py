@@ -326,6 +326,20 @@ def test_configs(vae):
     assert vae("configs", "cat", "bernouli")[0] == 2
 
 
+def test_commands_that_are_printed_can_be_copied(vae, config, faces):
+    """Whatever letters of a shell are in their paths."""
+    name = "a;b $(c) 'd' [e]&.yaml"
+    _, out, err = vae("configs", "cp", config, name)
+    copied = shlex.split(err.partition("run it with: ")[2])
+    assert copied == ["vae", "train", "--config", name] == ["vae", "train", "--config", out.rstrip("\n")]
+    code, out, _ = vae(*copied[1:], "--runs-dir", "some $runs", "-q")
+    assert (code, Path(out).parent.name) == (0, "a-b-c-d-e")
+    code, _, err = vae("train", "--resume", out.strip(), "training.epochs=3")
+    assert code == 2
+    code, _, err = vae(*shlex.split(err.partition("from its weights: ")[2])[1:], "--runs-dir", "more", "-q")
+    assert (code, err) == (0, "")
+
+
 def test_a_config_that_could_not_be_copied_leaves_nothing(vae, monkeypatch):
     def fail(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -433,10 +447,10 @@ def test_other_conditions_are_a_note(vae, config):
     assert f"vae: {run.name}: may not end in the same bits as an uncut run: torch 2.0 before" in err
 
 
-def on_a_terminal(tmp_path: Path, *arguments: object) -> tuple[int, str]:
+def on_a_terminal(tmp_path: Path, *arguments: object, columns: int = 160) -> tuple[int, str]:
     """Runs a command whose stderr is a terminal; returns its exit code and what it showed there."""
     ours, theirs = pty.openpty()
-    environment = os.environ | {"COLUMNS": "160", "TERM": "xterm"}
+    environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
     command = [sys.executable, "-m", "vaecli", *map(str, arguments)]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
         os.close(theirs)
@@ -463,6 +477,25 @@ def test_on_a_terminal_long_work_shows_a_bar(config, tmp_path):
     assert code == 0
     assert "importance sampling" in shown
     assert "100%" in shown
+
+
+def test_names_are_shown_on_a_terminal_as_they_are(config, faces, tmp_path):
+    """They may look like rich's markup, or its emoji."""
+    name = "x [/b] [red]:smile:.npz"
+    (tmp_path / name).parent.mkdir()
+    shutil.copy(faces, tmp_path / name)
+    values = {
+        "base": str(config), "grid": {"data.name": [str(faces), str(tmp_path / name)]},
+        "evaluation": {"k": 2, "binarised": False},
+    }  # fmt: skip
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+    code, shown = on_a_terminal(tmp_path, "sweep", "s.yaml", columns=1000)
+    assert code == 0
+    assert re.search(r"running +name .*" + re.escape(name), shown)
+    assert re.search(r"2/2  name .*" + re.escape(name) + r": ELBO", shown)
+    code, shown = on_a_terminal(tmp_path, "train", "--config", config, f"data.name={tmp_path}/[/b].npz")
+    assert code == 3
+    assert "[/b].npz: no such file" in shown
 
 
 @pytest.mark.parametrize(

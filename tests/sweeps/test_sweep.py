@@ -405,3 +405,17 @@ def test_a_name_with_dollars_is_no_formula(write, tmp_path):
     results = tuple(JobResult(config, None, metrics(elbo=-1.0)) for config in sweep.configs)
     write_report(SweepResult(sweep, results), tmp_path / "out")
     assert "$b_{$" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_name_is_no_markup_of_a_report(write, tmp_path):
+    names = [str(tmp_path / name) for name in ("<img src=x onerror=alert(1)>.npy", "a|b `c` [d](e).npy")]
+    sweep = load_sweep(write(grid={"data.name": names}))
+    done, failed = sweep.configs
+    results = (JobResult(done, None, metrics(elbo=-1.0)), JobResult(failed, None, error="<script>\n# no & not"))
+    write_report(SweepResult(sweep, results), tmp_path / "out")
+    html, markdown = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "<img src=x" not in html + markdown
+    assert "<script>" not in html + markdown
+    assert "&lt;img src=x onerror=alert(1)>.npy" in markdown
+    assert "a\\|b \\`c\\` [d]\\(e).npy | 0 |" in markdown
+    assert ": &lt;script> # no &amp; not" in markdown

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vaecli.cli.app import app, examples, note, result
-from vaecli.errors import UsageError
+from vaecli.errors import UsageError, command_line
 
 configs = typer.Typer(
     help="List, print and copy the configs that ship with vaecli.",
@@ -59,5 +59,5 @@ def cp(name: Name, target: Annotated[Path, typer.Argument(help="A file or a dire
         raise UsageError(f"{path}: exists already; name another file") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    note(f"copied; run it with: vae train --config {path}")
+    note(f"copied; run it with: {command_line('vae', 'train', '--config', path)}")
     result(str(path))

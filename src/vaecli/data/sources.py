@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaecli.config.schema import TORCHVISION, is_array
-from vaecli.errors import DataError
+from vaecli.errors import DataError, some
 from vaecli.files import may_be_file
 
 Part = Literal["train", "test"]
@@ -159,6 +159,8 @@ def _download_torchvision(name: str, part: Part, directory: Path) -> Source:
             f"{name}: cannot be read from {directory}, nor downloaded ({_first_line(error)}); "
             "put torchvision's files there (--data-dir or VAECLI_DATA_DIR)"
         ) from error
+    if len(labels) != len(pixels):
+        raise DataError(f"{name}: holds {len(labels)} labels and {len(pixels)} images in {directory}; delete its files")
     return Source(_checked(pixels, name), labels.astype(np.int64))
 
 
@@ -215,7 +217,7 @@ def _read_npz(path: Path) -> Source:
             raise DataError(f"{path}: is a single array; name it .npy")
         key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
         if key is None:
-            raise DataError(f"{path}: holds {', '.join(archive.files) or 'nothing'}; name the array `images`")
+            raise DataError(f"{path}: holds {some(archive.files)}; name the array `images`")
         pixels = _checked(_member(archive, key), str(path))
         labels = _member(archive, "labels") if "labels" in archive.files else None
     if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from vaecli.config.loading import dump_config, load_config
 from vaecli.config.schema import Config, EvaluationSpec
-from vaecli.errors import UsageError, VaecliError
+from vaecli.errors import UsageError, VaecliError, command_line, some
 from vaecli.files import ABSENT, lock, may_be_directory, may_be_file, write_directory, write_json, write_text
 from vaecli.runs.records import read_metrics, read_object, read_status
 
@@ -177,7 +176,7 @@ def create_run(config: Config, runs_dir: Path, **environment: object) -> Run:
 
 def _environment() -> dict[str, object]:
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(Path(sys.argv[0]).name, *sys.argv[1:]),
         "vaecli": _version("vaecli"),
         "torch": _version("torch"),
         "numpy": _version("numpy"),
@@ -209,8 +208,7 @@ def find_run(reference: str | Path, runs_dir: Path) -> Run:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        some = ", ".join(run.name for run in matches[:5])
-        raise UsageError(f"{reference}: {len(matches)} runs begin with it: {some}{', ...' if len(matches) > 5 else ''}")
+        raise UsageError(f"{reference}: {len(matches)} runs begin with it: {some([run.name for run in matches])}")
     raise UsageError(f"{reference}: no such run or checkpoint; `vae runs ls` lists the runs in {runs_dir}/")
 
 

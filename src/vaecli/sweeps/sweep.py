@@ -4,7 +4,6 @@ A comparison of decoders is a sweep over decoder and seed.
 """
 
 import itertools
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,7 @@ from pydantic import Field
 from vaecli.config.loading import load_config, load_yaml, override
 from vaecli.config.schema import Config, EvaluationSpec, Resources, Section, get_setting
 from vaecli.data.sources import fingerprint
-from vaecli.errors import ConfigError, VaecliError
+from vaecli.errors import ConfigError, VaecliError, command_line
 from vaecli.evaluation.result import Evaluation, read_evaluation, read_per_image
 from vaecli.files import may_be_file, safe_name
 from vaecli.runs.run import Run, list_runs
@@ -65,9 +64,9 @@ class Sweep:
     def command(self, result: "JobResult") -> str:
         """Return the command line that does a run again, or resumes it."""
         if result.run is not None and may_be_file(result.run.last):
-            return shlex.join(["vae", "train", "--resume", str(result.run.path)])
+            return command_line("vae", "train", "--resume", result.run.path)
         settings = [f"{key}={_as_yaml(get_setting(result.config, key))}" for key in self.keys]
-        return shlex.join(["vae", "train", "--config", self.base_source, *settings])
+        return command_line("vae", "train", "--config", self.base_source, *settings)
 
 
 def load_sweep(path: Path) -> Sweep:

@@ -23,6 +23,7 @@ from vaecli.errors import (
     ReproducibilityWarning,
     UsageError,
     VaecliError,
+    command_line,
     in_plain_words,
 )
 from vaecli.files import may_be_file
@@ -169,9 +170,8 @@ class Session:
 
     def _is_due(self) -> bool:
         """Return whether it is time to look at the trace, which means to wait for the device."""
-        if self.state.progress.position % STEPS_PER_UPDATE:
-            return False
-        return time.perf_counter() - self._updated_at >= SECONDS_PER_UPDATE
+        many = self.state.progress.position % STEPS_PER_UPDATE == 0
+        return many and time.perf_counter() - self._updated_at >= SECONDS_PER_UPDATE
 
     def _keep_if_best(self, bound: Bound) -> None:
         """Keep the state for best.pt, to be written with the next checkpoint, if its validation bound is the best."""
@@ -271,6 +271,7 @@ def _first_state(
         share = None
     directory = None if data_dir is None else Path(data_dir)
     dataset = share.dataset if share else Dataset(config.data, config.model.likelihood.support, directory)
+    _ = dataset.test  # which the end of training needs: better known to be there before than after
     state = new_state(config, dataset.train, device, share.state if share else None)
     if init_from is not None:
         if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
@@ -285,15 +286,14 @@ def _resumable(run: Run, checkpoint: Checkpoint | None, config: Config | None) -
         raise VaecliError(f"{run.path}: has no checkpoint to go on from")
     config = config or run.config
     old, epochs = checkpoint.config if checkpoint else run.config, config.training.epochs
-    as_before = {"epochs": old.training.epochs, "patience": old.training.patience}
-    training = config.training.model_copy(update=as_before)
+    training = config.training.model_copy(update={"epochs": old.training.epochs, "patience": old.training.patience})
     if config.model_copy(update={"training": training, "device": old.device}) != old:
         raise UsageError(f"{run.name}: a run is resumed with its own config; only {', '.join(RESUMABLE)} may change")
     if epochs != old.training.epochs and config.optimizer.schedule != "constant":
+        again = command_line("vae", "train", "--config", run.path / "config.yaml", "--init-from", run.path)
         raise UsageError(
             f"{run.name}: its {config.optimizer.schedule} schedule ends at epoch {old.training.epochs}, so it cannot "
-            f"be extended to {epochs}; start a new run from its weights: "
-            f"vae train --config {run.path}/config.yaml --init-from {run.name} training.epochs={epochs}"
+            f"be extended to {epochs}; start a new run from its weights: {again} training.epochs={epochs}"
         )
     if checkpoint and epochs < checkpoint.progress.epoch:
         raise UsageError(f"{run.name}: has {checkpoint.progress.epoch} epochs already; training.epochs={epochs}")
