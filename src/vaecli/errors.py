@@ -5,8 +5,12 @@ A message says what is wrong, where, and what would be right.
 
 import difflib
 import errno
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
+
+MAX_SHOWN = 60
+"""Characters of a name in a list of some."""
 
 
 class VaecliError(Exception):
@@ -75,6 +79,17 @@ def in_plain_words(error: Exception, replicates: int) -> Exception:
         return error
     fewer = f", or resources.replicates, which is {replicates} here," if replicates > 1 else ""
     return VaecliError(f"out of memory; make training.batch_size, objective.L or model.hidden_dim{fewer} smaller")
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first of many names, each cut short, and say how many there are beside them."""
+    shown = ", ".join(name if len(name) <= MAX_SHOWN else f"{name[:MAX_SHOWN]}..." for name in names[:most])
+    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown or "nothing"
+
+
+def command_line(*words: object) -> str:
+    """Return a command so that it can be copied into a shell, whatever is in its paths."""
+    return shlex.join(map(str, words))
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

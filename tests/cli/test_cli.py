@@ -1,9 +1,12 @@
+import builtins
 import errno
+import io
 import json
 import os
 import pty
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -344,6 +347,20 @@ def test_configs(vae):
     assert vae("configs", "cat", "bernouli")[0] == 2
 
 
+def test_commands_that_are_printed_can_be_copied(vae, config, faces):
+    """Whatever letters of a shell are in their paths."""
+    name = "a;b $(c) 'd' [e]&.yaml"
+    _, out, err = vae("configs", "cp", config, name)
+    copied = shlex.split(err.partition("run it with: ")[2])
+    assert copied == ["vae", "train", "--config", name] == ["vae", "train", "--config", out.rstrip("\n")]
+    code, out, _ = vae(*copied[1:], "--runs-dir", "some $runs", "-q")
+    assert (code, Path(out).parent.name) == (0, "a-b-c-d-e")
+    code, _, err = vae("train", "--resume", out.strip(), "training.epochs=3")
+    assert code == 2
+    code, _, err = vae(*shlex.split(err.partition("from its weights: ")[2])[1:], "--runs-dir", "more", "-q")
+    assert (code, err) == (0, "")
+
+
 def test_a_config_that_could_not_be_copied_leaves_nothing(vae, monkeypatch):
     def fail(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -451,10 +468,10 @@ def test_other_conditions_are_a_note(vae, config):
     assert f"vae: {run.name}: may not end in the same bits as an uncut run: torch 2.0 before" in err
 
 
-def on_a_terminal(tmp_path: Path, *arguments: object) -> tuple[int, str]:
+def on_a_terminal(tmp_path: Path, *arguments: object, columns: int = 160) -> tuple[int, str]:
     """Runs a command whose stderr is a terminal; returns its exit code and what it showed there."""
     ours, theirs = pty.openpty()
-    environment = os.environ | {"COLUMNS": "160", "TERM": "xterm"}
+    environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm"}
     command = [sys.executable, "-m", "vaecli", *map(str, arguments)]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
         os.close(theirs)
@@ -481,6 +498,25 @@ def test_on_a_terminal_long_work_shows_a_bar(config, tmp_path):
     assert code == 0
     assert "importance sampling" in shown
     assert "100%" in shown
+
+
+def test_names_are_shown_on_a_terminal_as_they_are(config, faces, tmp_path):
+    """They may look like rich's markup, or its emoji."""
+    name = "x [/b] [red]:smile:.npz"
+    (tmp_path / name).parent.mkdir()
+    shutil.copy(faces, tmp_path / name)
+    values = {
+        "base": str(config), "grid": {"data.name": [str(faces), str(tmp_path / name)]},
+        "evaluation": {"k": 2, "binarised": False},
+    }  # fmt: skip
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+    code, shown = on_a_terminal(tmp_path, "sweep", "s.yaml", columns=1000)
+    assert code == 0
+    assert re.search(r"running +name .*" + re.escape(name), shown)
+    assert re.search(r"2/2  name .*" + re.escape(name) + r": ELBO", shown)
+    code, shown = on_a_terminal(tmp_path, "train", "--config", config, f"data.name={tmp_path}/[/b].npz")
+    assert code == 3
+    assert "[/b].npz: no such file" in shown
 
 
 @pytest.mark.parametrize(
@@ -519,9 +555,155 @@ def run_in_shell(command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_result_that_cannot_be_printed_is_one_message(trained, tmp_path):
-    done = run_in_shell("vae runs ls > /dev/full", tmp_path)
+@pytest.mark.parametrize("command", ["runs ls", "--help", "train --help", "--version", "configs cat bernoulli"])
+def test_a_result_that_cannot_be_printed_is_one_message(trained, tmp_path, command):
+    done = run_in_shell(f"vae {command} > /dev/full", tmp_path)
     assert (done.returncode, done.stderr) == (1, "vae: stdout cannot be written: No space left on device\n")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8", "latin-1"])
+def test_results_are_printed_whatever_stdout_has_letters_for(trained, tmp_path, encoding):
+    command = [sys.executable, "-m", "vaecli", "evaluate", "--ckpt", str(trained), "--k", "2", "--no-binarised", "-q"]
+    environment = os.environ | {"PYTHONIOENCODING": encoding}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    sign = b"\\xb1" if encoding == "ascii" else "±".encode(encoding)
+    assert re.search(rb"ELBO +-\d+\.\d\d " + re.escape(sign), done.stdout)
+
+
+def test_a_folder_whose_name_is_not_utf8_can_hold_runs_and_no_data(config, faces, tmp_path):
+    """The path is printed as the bytes that it is; no config can hold one, nor can TensorBoard."""
+    folder = tmp_path / os.fsdecode(b"bad\xff")
+    folder.mkdir()
+    shutil.copy(faces, folder / "faces.npz")
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8"}  # which takes no such path by itself
+
+    def run(*arguments) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "vaecli", *arguments]
+        return subprocess.run(command, cwd=folder, capture_output=True, env=environment, check=False)
+
+    done = run("train", "-q", "--config", config, "--runs-dir", folder / "runs")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert Path(os.fsdecode(done.stdout.rstrip(b"\n"))).is_dir()
+    comparing = ("compare-decoders", "-q", "--config", config, "--decoders", "bernoulli", "--seeds", "1", "--k", "2")
+    done = run(*comparing, "--runs-dir", folder / "runs")
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert Path(os.fsdecode(done.stdout.rstrip(b"\n"))).is_file()
+    done = run("train", "--config", config, "data.name=faces.npz")
+    assert done.returncode == 2
+    assert b"data.name: must be a path in UTF-8 without NUL; rename the file, or its folder" in done.stderr
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize("name", [LONG, "x" * 999, f"a/{LONG}"])
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        ("train --config NAME", 2), ("train --config CONFIG data.name=NAME.npy", 3), ("train --resume NAME", 2),
+        ("train --config CONFIG --init-from NAME", 2), ("train --config CONFIG --runs-dir NAME", 1),
+        ("train --config CONFIG data.name=kmnist --data-dir NAME", 3), ("train --config CONFIG name=NAME", 2),
+        ("evaluate --ckpt NAME", 2), ("runs show NAME", 2), ("runs diff NAME NAME", 2), ("sweep NAME.yaml", 2),
+        ("configs cat NAME", 2), ("configs cp bernoulli NAME", 2), ("sample --ckpt x --out NAME/x.png", 2),
+        ("compare-decoders --config CONFIG --out NAME", 1), ("runs ls --runs-dir NAME", 0),
+    ],
+)  # fmt: skip
+def test_a_name_that_cannot_be_one_is_answered_in_one_message(vae, config, monkeypatch, name, command, code):
+    given, out, err = vae(*(word.replace("NAME", name).replace("CONFIG", str(config)) for word in command.split()))
+    assert given == code
+    assert out == ""
+    assert len(err.splitlines()) == 1
+
+
+def test_a_nul_in_a_path_of_a_config_is_said_with_its_line(vae, tmp_path):
+    (tmp_path / "a.yaml").write_text('seed: 1\ndata: {name: "a\\0.npy"}\n')
+    code, _, err = vae("train", "--config", "a.yaml")
+    assert code == 2
+    assert err.startswith("vae: a.yaml:2: data.name: must be a path in UTF-8 without NUL")
+    (tmp_path / "s.yaml").write_text('base: "a\\0"\ngrid: {seed: [1]}\n')
+    assert vae("sweep", "s.yaml")[0] == 2
+
+
+@pytest.fixture
+def hidden(tmp_path, monkeypatch):
+    """Makes a path one that only its owner may look into, whoever runs the tests."""
+
+    def hide(path: Path) -> None:
+        def refuse_below(function, parents_only: bool):
+            def refusing(target, *rest, **more):
+                if not isinstance(target, int):
+                    absolute = Path.cwd() / os.fsdecode(target)
+                    if path in absolute.parents or (absolute == path and not parents_only):
+                        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(target))
+                return function(target, *rest, **more)
+
+            return refusing
+
+        for module, name in (
+            (os, "stat"),
+            (os, "lstat"),
+            (os, "mkdir"),
+            (os, "open"),
+            (os, "listdir"),
+            (io, "open"),
+            (builtins, "open"),
+        ):
+            monkeypatch.setattr(module, name, refuse_below(getattr(module, name), name in {"stat", "lstat"}))
+
+    return hide
+
+
+def test_paths_that_we_are_not_let_look_at_are_said_to_be_such(vae, config, trained, tmp_path, hidden):
+    for name in ("a.yaml", "a.npy", "run"):
+        (tmp_path / "closed" / name).mkdir(parents=True)
+    hidden(tmp_path / "closed")
+    inside = tmp_path / "closed" / "run"
+    for arguments, code in (
+        (("train", "--config", tmp_path / "closed" / "a.yaml"), 2),
+        (("train", "--config", config, f"data.name={tmp_path}/closed/a.npy"), 3),
+        (("train", "--config", config, "data.name=kmnist", "--data-dir", tmp_path / "closed"), 3),
+        (("train", "--config", config, "--runs-dir", tmp_path / "closed"), 1),
+        (("train", "--config", config, "--runs-dir", inside), 1),
+        (("train", "--resume", inside), 2),
+        (("train", "--config", config, "--init-from", inside), 2),
+        (("evaluate", "--ckpt", inside), 2),
+        (("runs", "show", inside), 2),
+        (("runs", "ls", "--runs-dir", tmp_path / "closed"), 2),
+        (("sweep", tmp_path / "closed" / "a.yaml"), 2),
+        (("configs", "cp", "bernoulli", tmp_path / "closed"), 2),
+        (("sample", "--ckpt", trained, "--out", inside / "x.png"), 1),
+        (("compare-decoders", "--config", config, "--out", inside), 1),
+    ):
+        given, out, err = vae(*arguments)
+        assert (given, out) == (code, ""), arguments
+        assert len(err.splitlines()) == 1
+        assert "Permission denied" in err
+
+
+def test_a_run_that_cannot_be_read_is_a_line_of_the_listing_that_says_why(vae, config, trained, tmp_path, hidden):
+    for group in ("closed", "small"):
+        shutil.copytree(trained, tmp_path / "runs" / group / "20200101-000000-bernoulli-s0")
+    broken = tmp_path / "runs" / "small" / "20200102-000000-bernoulli-s0"
+    shutil.copytree(trained, broken)
+    (broken / "status.json").write_text('{"state": "run')
+    hidden(tmp_path / "runs" / "closed")
+    hidden(tmp_path / "runs" / "small" / "20200101-000000-bernoulli-s0")
+    code, out, _ = vae("runs", "ls")
+    lines = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert code == 0
+    assert lines.keys() == {
+        "runs/closed", "small/20200101-000000-bernoulli-s0", "small/20200102-000000-bernoulli-s0",
+        f"small/{trained.name}",
+    }  # fmt: skip
+    assert lines["runs/closed"].endswith("  status.json: Permission denied")
+    assert lines["small/20200101-000000-bernoulli-s0"].endswith("  status.json: Permission denied")
+    assert lines["small/20200102-000000-bernoulli-s0"].endswith("  status.json: is damaged")
+    assert [run["state"] for run in json.loads(vae("runs", "ls", "--json")[1])["runs"]].count("unreadable") == 3
+    assert vae("runs", "ls", "--where", "seed=0")[0] == 0
+    comparing = ("compare-decoders", "-q", "--config", config, "--decoders", "bernoulli", "--seeds", 1, "--k", 2)
+    assert vae(*comparing)[0] == 0
+    assert vae("runs", "show", trained.name)[0] == 0
 
 
 @pytest.mark.parametrize("stderr", ["2>&-", "2> /dev/full"])

@@ -7,9 +7,11 @@ import struct
 import tracemalloc
 import zipfile
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from vaecli.config.likelihoods import Support
 from vaecli.config.schema import DataConfig
@@ -94,6 +96,30 @@ def test_a_wrong_torchvision_file_is_named_and_not_replaced(files, kind, damage,
     ):
         load_torchvision("fashion-mnist", "train", files)
     assert path.read_bytes() == before
+
+
+def test_test_images_of_another_size_are_told_with_both_sizes(files, images):
+    raw = files / "FashionMNIST" / "raw"
+    write_idx(raw / "t10k-images-idx3-ubyte", images[:, :4])
+    with pytest.raises(DataError, match="fashion-mnist: its test images have 4 x 5 pixels, those for training 6 x 5"):
+        _ = Dataset(DataConfig(name="fashion-mnist"), Support.BINARY, files).test
+
+
+def test_downloaded_labels_are_counted(tmp_path, images, monkeypatch):
+    found = SimpleNamespace(data=torch.from_numpy(images), targets=torch.zeros(59))
+    datasets = importlib.import_module("torchvision.datasets")
+    monkeypatch.setattr(datasets, "KMNIST", lambda **_: found)
+    with pytest.raises(DataError, match="kmnist: holds 59 labels and 60 images"):
+        load_torchvision("kmnist", "train", tmp_path)
+
+
+def test_an_archive_of_many_arrays_is_told_by_some_of_their_names(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for i in range(5000):
+            archive.writestr(f"{i}{'x' * 100}.npy", b"")
+    with pytest.raises(DataError, match=r"a.npz: holds 0x+\.\.\., 1x+.* and 4,995 more; name the array") as told:
+        load_array(str(tmp_path / "a.npz"))
+    assert len(str(told.value)) < 1000
 
 
 @pytest.mark.parametrize("packed", [False, True])

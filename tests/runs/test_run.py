@@ -1,3 +1,4 @@
+import json
 import os
 import sys
 from pathlib import Path
@@ -83,18 +84,38 @@ def test_status_survives_damage(some):
         run.write_status(state="running", elbo=float("nan"))
         assert (run.status["state"], run.status["elbo"]) == ("running", None)
     assert (run.status["state"], run.status["reason"]) == ("interrupted", "its process was killed")
-    (run.path / "status.json").write_text('{"state": "run')
-    assert run.status == {}
-    (run.path / "status.json").write_text("[1]")
-    assert run.status == {}
+    for content in ('{"state": "run', "[1]"):
+        (run.path / "status.json").write_text(content)
+        assert run.status == {"state": "unreadable", "reason": "status.json: is damaged"}
+
+
+ROW = {
+    "split": "train", "epoch": 1, "step": 5, "images": 45, "seconds": 0.1,
+    "elbo": -2.0, "log_likelihood": -1.0, "kl": 1.0,
+}  # fmt: skip
 
 
 def test_damaged_metrics_are_an_error(some):
     path = some[0].path / "metrics.jsonl"
-    path.write_text('{"a": 1}\n{"b"')
-    assert some[0].metrics == [{"a": 1}]  # the second is being written
-    path.write_text('{"a": 1}\n{"b"\n')
+    path.write_text(json.dumps(ROW) + '\n{"b"')
+    assert some[0].metrics == [ROW]  # the second is being written
+    path.write_text(json.dumps(ROW) + '\n{"b"\n')
     with pytest.raises(VaecliError, match=r"metrics.jsonl: cannot be read"):
+        _ = some[0].metrics
+
+
+@pytest.mark.parametrize(
+    ("row", "what"),
+    [
+        ([1], "it: Input should be"), (None, "it: "), ("text", "it: "), (ROW | {"split": "test"}, "split: "),
+        (ROW | {"split": []}, "split: "), (ROW | {"elbo": "high"}, "elbo: "), (ROW | {"seconds": None}, "seconds: "),
+        (ROW | {"images": 1.5}, "images: "), (ROW | {"step": {}}, "step: "), ({"split": "train"}, "epoch: Field requ"),
+    ],
+)  # fmt: skip
+def test_metrics_of_wrong_types_are_an_error_that_names_the_line(some, row, what):
+    path = some[0].path / "metrics.jsonl"
+    path.write_text(f"{json.dumps(ROW | {'elbo': None})}\n{json.dumps(row)}\n")
+    with pytest.raises(VaecliError, match=rf"metrics.jsonl:2: is not a row of metrics: {what}"):
         _ = some[0].metrics
 
 

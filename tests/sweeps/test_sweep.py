@@ -1,7 +1,9 @@
 import csv
+import errno
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -23,6 +25,7 @@ from vaecli.errors import ConfigError, UsageError, VaecliError
 from vaecli.evaluation import evaluate
 from vaecli.files import lock
 from vaecli.reports.report import write_report
+from vaecli.runs.checkpoint import load_checkpoint
 from vaecli.runs.run import list_runs
 from vaecli.sweeps import local
 from vaecli.sweeps.execution import compare, run_configs, run_sweep
@@ -196,6 +199,50 @@ def test_processes_end_with_the_one_that_started_them(write, tmp_path, small):
         time.sleep(0.05)
 
 
+def test_a_signal_to_all_processes_of_a_sweep_keeps_every_run_where_it_was(write, tmp_path):
+    """As a scheduler sends it: what each run says of itself is where its checkpoint is."""
+    path = write(grid={"seed": [0, 1], "training.epochs": [1_000_000]})
+    command = [sys.executable, "-m", "vaecli", "sweep", str(path), "--jobs", "2"]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True) as driver:
+        while [len(run.metrics) > 5 for run in list_runs(tmp_path / "runs")] != [True, True]:
+            assert driver.poll() is None
+            time.sleep(0.05)
+        os.killpg(driver.pid, signal.SIGTERM)
+        _, shown = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert "the same command resumes every run from its last checkpoint" in shown
+    for run in list_runs(tmp_path / "runs"):
+        step = load_checkpoint(run.last).progress.step
+        assert step > 0
+        assert (run.status["state"], run.status["reason"].split(",")[0]) == ("interrupted", f"stopped at step {step}")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), ImportError("no sem_open")])
+def test_processes_that_the_system_has_no_room_for_are_one_message(small, tmp_path, monkeypatch, error):
+    """No semaphores, for want of shared memory, of descriptors, or of any."""
+
+    def refuse(*arguments, **more):
+        raise error
+
+    monkeypatch.setattr("_multiprocessing.SemLock", refuse)
+    configs = [small(seed=seed) for seed in range(2)]
+    with pytest.raises(VaecliError, match=rf"the worker processes cannot start \(.*{error.args[-1]}\); try --jobs 1"):
+        run_configs(configs, JobOptions(tmp_path / "runs"), jobs=2)
+
+
+@pytest.mark.parametrize("most", [10, 13, 16])
+def test_few_descriptors_are_one_message(write, tmp_path, most):
+    path = write(grid={"seed": [0, 1]})
+    limit = f"import resource, sys; resource.setrlimit(resource.RLIMIT_NOFILE, ({most}, {most})); "
+    command = (
+        limit + f"from vaecli import cli; sys.argv = ['vae', 'sweep', {str(path)!r}, '--jobs', '2', '-q']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("vae: the worker processes cannot start ([Errno 24] Too many open files")
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_run_that_kills_its_process_fails_alone(small, tmp_path):
     def kill_always() -> bool:
         if any(run.name.endswith("s0") and run.is_training for run in list_runs(tmp_path / "runs")):
@@ -296,14 +343,28 @@ def test_a_metric_that_is_not_finite_is_a_failure_of_that_run_alone(small, tmp_p
     assert "seed 1: " in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_a_damaged_evaluation_is_made_again(small, tmp_path):
+@pytest.mark.parametrize("suffix", [".json", ".npz"])
+@pytest.mark.parametrize("left", [None, 0, 100])
+def test_a_damaged_evaluation_is_made_again(small, tmp_path, suffix, left):
     config, options = small(), JobOptions(tmp_path / "runs", evaluation=QUICK)
     (done,) = run_configs([config], options)
-    whole = done.path.read_text()
-    done.path.write_text(whole[:100])
+    path, log_evidence = done.path.with_suffix(suffix), done.per_image("log_evidence")
+    whole = path.read_bytes()
+    path.unlink() if left is None else path.write_bytes(whole[:left])
     (again,) = run_configs([config], options)
     assert again == done
-    assert done.path.read_text() == whole
+    assert np.array_equal(again.per_image("log_evidence"), log_evidence)
+    assert suffix == ".npz" or path.read_bytes() == whole
+
+
+def test_damaged_metrics_of_images_are_said_with_their_remedy(small, tmp_path):
+    (done,) = run_configs([small()], JobOptions(tmp_path / "runs", evaluation=QUICK))
+    path = done.path.with_suffix(".npz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(VaecliError, match=r"\.npz: is damaged; delete it, and the same command makes it again"):
+        _ = [done.per_image(name) for name in ("log_evidence", "mean_squared_error", "bits_per_dim")]
 
 
 def test_old_names_of_resources_are_answered_with_the_new_ones(write):
@@ -347,18 +408,21 @@ def test_a_single_test_image_has_metrics_without_standard_errors(small, images, 
 @pytest.mark.parametrize(
     ("file", "name"),
     [
-        ("my sweep", "my-sweep"), ("_x", "x"), ("Übersicht", "bersicht"), ("日本", "sweep"), (".hidden", "hidden"),
-        ("a\nb", "a-b"), ("x" * 150, "x" * 100), ("..", "sweep"),
+        ("my sweep", "my-sweep"), ("_x", "x"), ("Übersicht", "Übersicht"), ("日本", "日本"), (".hidden", "hidden"),
+        ("a\nb", "a-b"), ("x" * 150, "x" * 100), ("..", None), ("a;b", "a-b"),
     ],
 )  # fmt: skip
-def test_a_sweep_of_any_file_name_has_a_name_that_can_be_a_folders(write, tmp_path, file, name):
+def test_a_file_of_any_name_gives_runs_sweeps_and_comparisons_a_name_that_can_be_a_folders(write, tmp_path, file, name):
     path = write(grid=GRID).rename(tmp_path / f"{file}.yaml")
     sweep = load_sweep(path)
-    assert sweep.name == name
-    for config in sweep.configs:
-        assert config.name == name
-        (tmp_path / "again.yaml").write_text(dump_config(config))
-        assert load_config(tmp_path / "again.yaml") == config  # as resuming and evaluating do
+    path.write_text((tmp_path / "base.yaml").read_text().replace("name: null\n", ""))
+    base = load_config(path)
+    compared = comparison(base, ["gaussian"], 1, QUICK)
+    assert (base.name, sweep.name, compared.name) == (name, name or "sweep", name or "comparison")
+    for config in (base, *sweep.configs, *compared.configs):
+        (tmp_path / "again.yaml").write_text(dump_config(config.model_copy(update={"name": config.name or "again"})))
+        assert load_config(tmp_path / "again.yaml").identity == config.identity  # as resuming and evaluating do
+        assert load_config(tmp_path / "again.yaml").name == (config.name or "again")
 
 
 @pytest.mark.parametrize("name", ["$b_{$", "<script>&", "a\nb\x01", "b" * 200])
@@ -372,3 +436,17 @@ def test_any_name_can_stand_in_a_plot(write, tmp_path, name):
     assert "c.npy" in lines
     assert ("$b_{$.npy" in lines) == (name == "$b_{$")
     assert drawn in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_name_is_no_markup_of_a_report(write, tmp_path):
+    names = [str(tmp_path / name) for name in ("<img src=x onerror=alert(1)>.npy", "a|b `c` [d](e).npy")]
+    sweep = load_sweep(write(grid={"data.name": names}))
+    done, failed = sweep.configs
+    results = (JobResult(done, None, metrics(elbo=-1.0)), JobResult(failed, None, error="<script>\n# no & not"))
+    write_report(SweepResult(sweep, results), tmp_path / "out")
+    html, markdown = ((tmp_path / "out" / f"report.{kind}").read_text() for kind in ("html", "md"))
+    assert "<img src=x" not in html + markdown
+    assert "<script>" not in html + markdown
+    assert "&lt;img src=x onerror=alert(1)>.npy" in markdown
+    assert "a\\|b \\`c\\` [d]\\(e).npy | 0 |" in markdown
+    assert ": &lt;script> # no &amp; not" in markdown

@@ -9,8 +9,9 @@ from vaecli.errors import LimitReachedError
 from vaecli.model import vae as model
 from vaecli.runs.run import list_runs
 from vaecli.training.loop import resume, train
+from vaecli.training.opening import start_session
 from vaecli.training.replicates import train_replicates
-from vaecli.training.session import Controls, start_session
+from vaecli.training.session import Controls
 from vaecli.training.stopping import Limit
 
 

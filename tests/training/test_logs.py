@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from google.protobuf.text_format import Parse
@@ -59,3 +61,25 @@ def test_a_log_is_cut_back_to_a_recorded_length(tmp_path):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"a": 1.0, "b": null}\n{"a": 3.0}\n'
     points = [(event.step, event.value) for event in read(tmp_path / "tensorboard" / "train").Scalars("elbo")]
     assert points == [(10, 1.0), (20, 3.0)]
+
+
+@pytest.mark.parametrize("link", [os.link, os.symlink])
+def test_a_copy_of_links_leaves_the_logs_of_the_other_alone(tmp_path, link):
+    """As `cp -al` and `cp -as` make them."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir()
+    logs = RunLogs(one, LOGS, {})
+    logs.row({"a": 1.0})
+    lengths = logs.lengths()
+    logs.row({"a": 2.0})
+    logs.close()
+    before = {name: (one / name).read_bytes() for name in LOGS}
+    for name in LOGS:
+        (two / name).parent.mkdir(parents=True, exist_ok=True)
+        link(one / name, two / name)
+    again = RunLogs(two, LOGS, lengths)
+    again.row({"a": 3.0})
+    again.train.scalars({"elbo": 3.0}, 20)
+    again.close()
+    assert {name: (one / name).read_bytes() for name in LOGS} == before
+    assert (two / "metrics.jsonl").read_text() == '{"a": 1.0}\n{"a": 3.0}\n'

@@ -17,9 +17,10 @@ from vaecli.sweeps.jobs import run_jobs
 from vaecli.sweeps.sweep import Job, JobOptions, plan_jobs
 from vaecli.training.accelerate import VmappedStep
 from vaecli.training.loop import resume, train
+from vaecli.training.opening import resume_session, start_session
 from vaecli.training.optimizers import Optimizer
 from vaecli.training.replicates import train_replicates
-from vaecli.training.session import Controls, resume_session, start_session
+from vaecli.training.session import Controls
 from vaecli.training.stopping import Limit
 
 SEEDS = (0, 1, 5)
@@ -186,7 +187,7 @@ def test_many_runs_go_in_groups_to_the_same_ends(small, tmp_path, monkeypatch, j
 
 def test_an_error_of_any_kind_is_told_in_words(seeds, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "vaecli.training.session.start_session", lambda *arguments, **more: (_ for _ in ()).throw(VaecliError("no"))
+        "vaecli.training.opening.start_session", lambda *arguments, **more: (_ for _ in ()).throw(VaecliError("no"))
     )
     results = run_jobs(plan_jobs(seeds(), JobOptions(tmp_path, evaluation=QUICK)))
     assert [result.error for result in results] == ["no"] * 3

@@ -29,7 +29,7 @@ from vaecli.files import lock
 from vaecli.model.objectives import Estimate, build_objective, kl_weight, log_evidence
 from vaecli.randomness import generator
 from vaecli.runs.checkpoint import load_checkpoint, save_checkpoint
-from vaecli.runs.run import EVENTS, LOCK, create_run, load_run
+from vaecli.runs.run import EVENTS, LOCK, create_run, list_runs, load_run
 from vaecli.training.loop import resume, train
 from vaecli.training.optimizers import learning_rate
 from vaecli.training.state import new_state
@@ -208,6 +208,18 @@ def test_a_converged_run_stays_converged(small, tmp_path):
     rows = untimed(run)
     assert resume(run).status["state"] == "converged"
     assert untimed(run) == rows
+
+
+def test_test_images_of_another_size_are_found_before_training(small, images, tmp_path):
+    for folder, pixels in (("train", images), ("t10k", images[:, :4])):
+        raw = tmp_path / "data" / "KMNIST" / "raw"
+        raw.mkdir(parents=True, exist_ok=True)
+        for kind, array in (("images-idx3", pixels), ("labels-idx1", np.zeros(60, np.uint8))):
+            header = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+            (raw / f"{folder}-{kind}-ubyte").write_bytes(header + array.tobytes())
+    with pytest.raises(DataError, match="its test images have 4 x 5 pixels, those for training 6 x 5"):
+        train(small(data={"name": "kmnist"}), runs_dir=tmp_path / "runs", data_dir=tmp_path / "data")
+    assert list_runs(tmp_path / "runs") == []
 
 
 def test_other_data_under_the_same_name_are_refused(small, tmp_path, faces, images):

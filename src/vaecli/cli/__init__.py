@@ -1,11 +1,14 @@
 """The command line: the only part of vaecli that prints or exits. Nothing here imports torch before it is needed."""
 
+import codecs
 import importlib
+import io
 import os
 import re
 import signal
 import sys
 import warnings
+from contextlib import suppress
 from typing import Any
 
 import typer
@@ -28,35 +31,77 @@ def main() -> None:
     signal.signal(signal.SIGINT, lambda number, frame: sys.exit(130))  # noqa: ARG005
     try:
         sys.exit(app(prog_name="vae", standalone_mode=False))
-    except VaecliError as error:
-        if os.environ.get("VAECLI_DEBUG") == "1":
-            raise
-        many = isinstance(error, ConfigError) and len(error.problems) > 1
-        say(f"vae: {len(error.problems)} errors\n{error}" if many else f"vae: {error}")  # type: ignore[attr-defined]
-        sys.exit(error.exit_code)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_stdout_up()
         sys.exit(1)
     except typer.Abort:
         sys.exit(1)
     except Exception as error:
-        if is_out_of_memory(error) and os.environ.get("VAECLI_DEBUG") != "1":
-            say("vae: out of memory; ask for less, or for a smaller model, or run it where there is more")
-            sys.exit(VaecliError.exit_code)
-        if not hasattr(error, "format_message"):
+        is_usage = hasattr(error, "format_message")
+        code = _say_what_failed(error) if is_usage or os.environ.get("VAECLI_DEBUG") != "1" else None
+        if code is None:
             raise
-        from typer import rich_utils
+        sys.exit(code)
 
-        error.message = f"{error.message.removeprefix('Value error, ')}{_hint(error)}"  # type: ignore[attr-defined]
-        rich_utils.rich_format_error(error)  # type: ignore[arg-type]
-        sys.exit(2)
+
+def _say_what_failed(error: Any) -> int | None:
+    """Say in one message what an error's user can mend, and return the exit code; None if the fault is ours."""
+    if isinstance(error, VaecliError):
+        many = isinstance(error, ConfigError) and len(error.problems) > 1
+        say(f"vae: {len(error.problems)} errors\n{error}" if many else f"vae: {error}")  # type: ignore[attr-defined]
+        return error.exit_code
+    if is_out_of_memory(error):
+        say("vae: out of memory; ask for less, or for a smaller model, or run it where there is more")
+        return VaecliError.exit_code
+    if isinstance(error, OSError):
+        say(f"vae: {_what_failed(error)}")
+        return VaecliError.exit_code
+    if not hasattr(error, "format_message"):
+        return None
+    from typer import rich_utils
+
+    error.message = f"{error.message.removeprefix('Value error, ')}{_hint(error)}"
+    with suppress(OSError):
+        rich_utils.rich_format_error(error)
+    return 2
+
+
+def _what_failed(error: OSError) -> str:
+    """Say what the system refused: the file that it names, else stdout, if that takes nothing more."""
+    if error.filename:
+        return f"{error.filename}: {error.strerror}"
+    try:
+        print(flush=True)
+    except OSError:
+        _give_stdout_up()
+        return f"stdout cannot be written: {error.strerror}"
+    return str(error)
+
+
+def _give_stdout_up() -> None:
+    """Lose what is still to be printed, which would fail again at the end of the process."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _encode(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Print a path that is no text as the bytes that it is, and escape what else stdout has no letters for."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
 
 
 def _prepare_streams() -> None:
-    """Open what was closed, since what is printed there would go to the other; show warnings of runs as notes."""
+    """Open what was closed, since what is printed there would go to the other; print any text that there can be.
+
+    Warnings of runs are shown as notes.
+    """
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:
             setattr(sys, stream, open(os.devnull, "w"))  # noqa: PTH123, SIM115 (it stays open)
+    codecs.register_error("vaecli", _encode)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="vaecli")
     show = warnings.showwarning
 
     def show_as_note(message: Warning | str, category: type[Warning], *where: Any) -> None:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vaecli.errors import VaecliError
-
 if TYPE_CHECKING:
     from vaecli.config.schema import Config
 
@@ -69,13 +67,7 @@ def result(value: object) -> None:
         from vaecli.files import finite
 
         value = json.dumps(finite(value), indent=2)
-    try:
-        print(value, flush=True)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or it would fail again at the end
-        raise VaecliError(f"stdout cannot be written: {error.strerror}") from error
+    print(value, flush=True)
 
 
 @app.callback(invoke_without_command=True)

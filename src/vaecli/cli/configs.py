@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vaecli.cli.app import app, examples, note, result
-from vaecli.errors import UsageError
+from vaecli.errors import UsageError, command_line
 
 configs = typer.Typer(
     help="List, print and copy the configs that ship with vaecli.",
@@ -48,10 +48,10 @@ def cat(name: Name) -> None:
 def cp(name: Name, target: Annotated[Path, typer.Argument(help="A file or a directory.")] = Path()) -> None:
     """Copy a shipped config to a file of your own; nothing is overwritten."""
     from vaecli.config.loading import find_config
-    from vaecli.files import write_atomically
+    from vaecli.files import may_be_directory, write_atomically
 
     source = find_config(name)
-    path = target / source.name if target.is_dir() else target
+    path = target / source.name if may_be_directory(target) else target
     try:
         content = source.read_bytes()
         write_atomically(path, lambda file: file.write(content), overwrite=False)
@@ -59,5 +59,5 @@ def cp(name: Name, target: Annotated[Path, typer.Argument(help="A file or a dire
         raise UsageError(f"{path}: exists already; name another file") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be written: {error.strerror}") from error
-    note(f"copied; run it with: vae train --config {path}")
+    note(f"copied; run it with: {command_line('vae', 'train', '--config', path)}")
     result(str(path))

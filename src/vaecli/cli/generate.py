@@ -160,15 +160,19 @@ def _find(ckpt: str, runs_dir: Path) -> "Run":
 
 def _check_suffix(out: Path | None, *allowed: str) -> None:
     """Refuse a file name before any work is done."""
+    from vaecli.files import may_be_directory
+
     if out is not None and out.suffix not in allowed:
         raise UsageError(f"--out {out}: must end in {' or '.join(allowed)}")
-    if out is not None and not out.parent.is_dir():
+    if out is not None and not may_be_directory(out.parent):
         raise UsageError(f"--out {out}: there is no directory {out.parent}")
 
 
 def _default(run: "Run", name: str) -> Path:
+    from vaecli.files import may_be_directory
+
     directory = run.path / "samples"
-    return (directory if directory.is_dir() else run.path) / name
+    return (directory if may_be_directory(directory) else run.path) / name
 
 
 def _chosen(wanted: bool | None, labels: "Labels") -> "Labels | None":

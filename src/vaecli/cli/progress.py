@@ -146,12 +146,13 @@ def show_sweep(keys: Sequence[str], *, quiet: bool) -> Iterator[SweepCallback]:
     else:
         from rich.console import Console
         from rich.live import Live
+        from rich.text import Text
 
         with Live(console=Console(stderr=True), transient=True, refresh_per_second=4) as live:
 
             def draw(update: SweepUpdate) -> None:
                 for line in summary.add(update):
-                    live.console.print(line, highlight=False, markup=False)
+                    live.console.print(Text(line))
                 live.update(summary.table(update))
 
             yield draw
@@ -183,8 +184,8 @@ class _SweepSummary:
 
     def table(self, update: SweepUpdate) -> Table:
         """Return counts, some of the runs that are being worked on, and the best."""
-        from rich.markup import escape
         from rich.table import Table
+        from rich.text import Text
 
         table = Table.grid(padding=(0, 2))
         done, running = len(update.results), len(update.running)
@@ -192,11 +193,11 @@ class _SweepSummary:
         counts = f"{done} done, {running} running, {waiting} waiting, {self._n_failed} failed{_left(update)}"
         table.add_row("runs", counts)
         for i in update.running[:MAX_RUNNING]:
-            table.add_row("running", escape(describe_settings(update.configs[i], self._keys)))
+            table.add_row("running", Text(describe_settings(update.configs[i], self._keys)))
         if running > MAX_RUNNING:
             table.add_row("", f"and {running - MAX_RUNNING} more")
         for support, best in self._best.items():
-            table.add_row("best", escape(f"{support}: {self._line(best)}"))
+            table.add_row("best", Text(f"{support}: {self._line(best)}"))
         return table
 
     def _line(self, result: JobResult) -> str:

@@ -38,6 +38,7 @@ def ls(
     as_json: Json = False,
 ) -> None:
     """List runs with their best validation ELBO in nats."""
+    from vaecli.runs.records import UNREADABLE
     from vaecli.runs.run import list_runs
 
     found = [(run, run.status) for run in list_runs(runs_dir)]
@@ -64,7 +65,7 @@ def ls(
                 epochs,
                 nats(best.get("elbo")),
                 str(best.get("epoch", "")),
-                status.get("caveat") or "",
+                (status.get("reason") if status.get("state") == UNREADABLE else status.get("caveat")) or "",
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

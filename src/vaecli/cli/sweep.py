@@ -55,12 +55,13 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Train and evaluate every point of a sweep; what is complete is not done again, what was cut is resumed."""
+    from vaecli.files import may_be_file
     from vaecli.sweeps.execution import run_sweep
     from vaecli.sweeps.sweep import load_sweep
 
     if address is not None and engine != "ray":
         raise UsageError("--address names a Ray cluster; it goes with --engine ray")
-    if not spec.is_file():
+    if not may_be_file(spec):
         raise UsageError(f"{spec}: no such sweep; it is a YAML file with a grid of settings")
     planned = load_sweep(spec)
     if dry_run:

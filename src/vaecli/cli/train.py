@@ -1,13 +1,12 @@
 """`vae train`: train a new run, or resume one."""
 
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, StopOnSignal, app, caveats, examples, note, result
-from vaecli.errors import InterruptedRunError, UsageError
+from vaecli.errors import InterruptedRunError, UsageError, command_line
 
 if TYPE_CHECKING:
     from vaecli.config.schema import Config
@@ -104,7 +103,7 @@ def _run(
                 run = loop.resume(old, config, data_dir=data_dir, callback=progress, stop=stop, limit=limit)
         except InterruptedRunError as error:
             where = progress.run or old
-            hint = "" if where is None else f"; go on with: {_command('vae', 'train', '--resume', where.path)}"
+            hint = "" if where is None else f"; go on with: {command_line('vae', 'train', '--resume', where.path)}"
             raise type(error)(f"{error}{hint}") from error
     if as_json:
         result({"run": str(run.path), **run.status})
@@ -112,11 +111,6 @@ def _run(
     if not quiet:
         _summary(run)
     result(str(run.path))
-
-
-def _command(*words: object) -> str:
-    """Quote a command line so that it can be copied, whatever is in its paths."""
-    return shlex.join(map(str, words))
 
 
 def _summary(run: "Run") -> None:
@@ -128,4 +122,4 @@ def _summary(run: "Run") -> None:
         best = status["best"]
         note(f"{status['state']}: best validation {format_bound(best)}, epoch {best['epoch']}{caveat}")
     note(f"samples: {run.path / 'samples' / 'prior.png'}")
-    note(f"curves:  {_command('tensorboard', '--logdir', run.path.parent.parent)}")
+    note(f"curves:  {command_line('tensorboard', '--logdir', run.path.parent.parent)}")

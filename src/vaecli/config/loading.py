@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from vaecli.config.schema import RESUMABLE, Config, get_setting
 from vaecli.errors import ConfigError, nearest, suggest
+from vaecli.files import may_be_directory, may_be_file, safe_name
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 20
@@ -67,7 +68,7 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
     path = None if source is None else find_config(source)
     read = _Source(places={"": "config"}) if path is None else _read(path)
     if path is not None and not read.problems and "name" not in read.values:
-        read.values["name"] = safe_name(path)
+        read.values["name"] = safe_name(path.stem) or None
     return _validate(Config, read, overrides)
 
 
@@ -106,20 +107,15 @@ def shipped_configs() -> dict[str, Path]:
 def find_config(source: str | Path) -> Path:
     """Return the file that a path or a shipped config's name stands for. Raises ConfigError."""
     path = Path(source)
-    if path.is_file():
+    if may_be_file(path):
         return path
     shipped = shipped_configs()
     name = path.stem if path.suffix in {".yaml", ".yml"} else path.name
     if path.parent in {Path(), Path("configs")} and name in shipped:
         return shipped[name]
-    if path.is_dir():
+    if may_be_directory(path):
         raise ConfigError([f"{path}: is a directory; name a YAML file, or one of {', '.join(shipped)}"])
     raise ConfigError([f"{path}: no such config; {suggest(name, shipped)}"])
-
-
-def safe_name(path: Path) -> str | None:
-    """Return a file name as that of a folder, with hyphens for what cannot stand in one; None if nothing is left."""
-    return re.sub(r"[^\w.+-]+|^[^A-Za-z0-9]+", "-", path.stem, flags=re.ASCII).strip("-")[:100] or None
 
 
 def _read(path: Path) -> _Source:

@@ -1,6 +1,7 @@
 """The config of a run as frozen models of its YAML. Every field has a default, so a config names only what it means."""
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -8,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from vaecli.config.likelihoods import LIKELIHOODS, Likelihood, Support
+from vaecli.files import MAX_NAME, safe_name
 
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {f"emnist-{s}": "EMNIST" for s in EMNIST_SPLITS}
@@ -45,7 +47,10 @@ def is_array(name: str) -> bool:
 def _known_data(name: str) -> str:
     """Return a data set's name, or an array's absolute path: a run must find its images from any directory."""
     if is_array(name):
-        return str(Path(name).absolute())
+        path = str(Path(name).absolute())
+        if "\0" in path or path != path.encode(errors="replace").decode():
+            raise ValueError("Input should be a path in UTF-8 without NUL; rename the file, or its folder")
+        return path
     if name not in DATA_SETS:
         raise ValueError(
             "Input should be the path of a .npy, .npz, -ubyte or -ubyte.gz file, "
@@ -141,10 +146,18 @@ class TrainingConfig(Section):
         return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
+def _as_folder(name: str) -> str:
+    name, safe = unicodedata.normalize("NFC", name), safe_name(name)
+    if name != safe:
+        rule = f"a letter or a digit, then letters, digits and any of _ . + -, {MAX_NAME} in all"
+        raise ValueError(f"Input should be {rule}" + (f", such as {safe}" if safe else ""))
+    return name
+
+
 class Config(Section):
     """Describe everything that decides what a run computes."""
 
-    name: str | None = Field(None, pattern=r"^[A-Za-z0-9][\w.+-]{0,99}$")
+    name: Annotated[str, AfterValidator(_as_folder)] | None = None
     """The folder under the runs directory; null: the config file's name."""
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()

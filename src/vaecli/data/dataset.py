@@ -101,7 +101,12 @@ class Dataset:
     @cached_property
     def test(self) -> Images:
         """Return the images that nothing but evaluation and reports may look at."""
-        return self._images("test", slice(self._n_training, None) if self._is_own else slice(None))
+        images = self._images("test", slice(self._n_training, None) if self._is_own else slice(None))
+        trained_on = self._training_source.pixels.shape[1:]
+        if images.shape.picture != trained_on:
+            sizes = (" x ".join(map(str, shape)) for shape in (images.shape.picture, trained_on))
+            raise DataError(f"{self.name}: its test images have {next(sizes)} pixels, those for training {next(sizes)}")
+        return images
 
     @property
     def _is_own(self) -> bool:

@@ -17,19 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vaecli.config.schema import TORCHVISION, is_array
-from vaecli.errors import DataError, UsageError
-from vaecli.memory import process_memory
+from vaecli.data.unpacking import RATIOS, check_unpacked, read_member
+from vaecli.errors import DataError, UsageError, some
+from vaecli.files import may_be_file
 
 Part = Literal["train", "test"]
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
-RATIOS = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1100}
-"""How many times larger than packed an array can be at most, by the ways of packing that NumPy has."""
-MAX_UNPACKED = "VAECLI_MAX_UNPACKED_GIB"
-"""The environment variable that says how large an array may be once it is unpacked."""
-FREELY_UNPACKED, USUAL_RATIO = 2**29, 100
-"""Bytes that any array may be unpacked to, and how many times larger than packed one may be beyond that."""
 UNSIGNED_BYTES = 0x08
 """The type of an IDX file's values."""
 _MNIST = Path(__file__).parent / "mnist"
@@ -90,7 +85,7 @@ def _read_idx(path: Path, n_axes: int) -> Pixels:
             length = math.prod(shape)
             ratio = RATIOS[zipfile.ZIP_DEFLATED] if packed else 1
             if length <= size * ratio:
-                _check_unpacked(path, length, size)
+                check_unpacked(path, length, size)
             content = file.read(length + 1) if length <= size * ratio else b""
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
@@ -114,7 +109,7 @@ def _load_idx(path: Path) -> Source:
 
 def _find_idx(path: Path) -> Path | None:
     """Return a file that is there under this name or gzipped; None if there is neither."""
-    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if file.is_file()), None)
+    return next((file for file in (path, path.with_name(f"{path.name}.gz")) if may_be_file(file)), None)
 
 
 def default_data_dir() -> Path:
@@ -166,6 +161,8 @@ def _download_torchvision(name: str, part: Part, directory: Path) -> Source:
             f"{name}: cannot be read from {directory}, nor downloaded ({_first_line(error)}); "
             "put torchvision's files there (--data-dir or VAECLI_DATA_DIR)"
         ) from error
+    if len(labels) != len(pixels):
+        raise DataError(f"{name}: holds {len(labels)} labels and {len(pixels)} images in {directory}; delete its files")
     return Source(_checked(pixels, name), labels.astype(np.int64))
 
 
@@ -222,53 +219,12 @@ def _read_npz(path: Path) -> Source:
             raise DataError(f"{path}: is a single array; name it .npy")
         key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
         if key is None:
-            raise DataError(f"{path}: holds {', '.join(archive.files) or 'nothing'}; name the array `images`")
-        pixels = _checked(_member(archive, key, path), str(path))
-        labels = _member(archive, "labels", path) if "labels" in archive.files else None
+            raise DataError(f"{path}: holds {some(archive.files)}; name the array `images`")
+        pixels = _checked(read_member(archive, key, path), str(path))
+        labels = read_member(archive, "labels", path) if "labels" in archive.files else None
     if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
         raise DataError(f"{path}: `labels` must be {len(pixels)} integers, not {labels.dtype} of shape {labels.shape}")
     return Source(pixels, None if labels is None else labels.astype(np.int64))
-
-
-def _member(archive: Any, key: str, path: Path) -> NDArray[Any]:
-    """Read an array of an .npz, once its header agrees with the bytes that are there: it says how much to allocate.
-
-    Raises DataError where it would be too large, or is packed in another way than NumPy's; ValueError otherwise.
-    """
-    entry = archive.zip.getinfo(key if key in archive.zip.namelist() else f"{key}.npy")
-    if entry.compress_type not in RATIOS:
-        raise DataError(f"{path}: {key} is packed in a way that NumPy has not; pack it with numpy.savez_compressed")
-    packed = min(entry.compress_size, path.stat().st_size)
-    if entry.file_size > packed * RATIOS[entry.compress_type]:
-        raise ValueError(f"{key} is not as large as its header says")
-    _check_unpacked(path, entry.file_size, packed)
-    with archive.zip.open(entry) as member:
-        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-        shape, _, dtype = headers[np.lib.format.read_magic(member)](member)
-        length = member.tell() + math.prod(shape) * dtype.itemsize
-    if length != entry.file_size:
-        raise ValueError(f"{key} is not as large as its header says")
-    array: NDArray[Any] = archive[key]
-    return array
-
-
-def _check_unpacked(path: Path, size: int, packed: int) -> None:
-    """Refuse an array that would be so large when it is unpacked that it may be meant to do harm. Raises DataError.
-
-    By default it may take half a GiB or, beyond that, a hundred times what is packed and half of this process's memory.
-    """
-    given = os.environ.get(MAX_UNPACKED)
-    try:
-        most = min(max(FREELY_UNPACKED, USUAL_RATIO * packed), (process_memory() or 2**63) // 2)
-        most = int(float(given) * 2**30) if given else most
-    except (ValueError, OverflowError) as error:
-        raise UsageError(f"{MAX_UNPACKED}={given}: must be a number of GiB") from error
-    if size > most:
-        raise DataError(
-            f"{path}: holds an array of {size / 2**30:,.1f} GiB in {packed / 2**20:,.1f} MiB, and {most / 2**30:,.1f} "
-            f"GiB is the most that it may take; save it as .npy, which stays on the disk, or set {MAX_UNPACKED}="
-            f"{math.ceil(size / 2**30)} if the file can be trusted"
-        )
 
 
 def fingerprint(name: str) -> str | None:

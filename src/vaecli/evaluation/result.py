@@ -1,8 +1,11 @@
 """The metrics of one checkpoint on one split, and reading them again. Needs no torch."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from vaecli.errors import VaecliError
@@ -88,18 +91,35 @@ _SCHEMA = TypeAdapter(Evaluation)
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read an evaluation, and check every part of it.
+    """Read an evaluation, and check every part of it, and that the file of every image's metrics is there.
 
     Raises:
         NotFiniteError: A metric is not finite, and stands as null in the file.
         VaecliError: The file cannot be read, or is damaged.
     """
     try:
-        return _SCHEMA.validate_json(path.read_bytes(), strict=True)
+        found = _SCHEMA.validate_json(path.read_bytes(), strict=True)
+        zipfile.ZipFile(_beside(path)).close()
     except ValidationError as error:
         missing = [str(e["loc"][0]) for e in error.errors() if e["loc"] and e["input"] is None]
         if missing and len(missing) == error.error_count():
             raise NotFiniteError(f"{path}: not finite: {', '.join(dict.fromkeys(missing))}") from error
         raise VaecliError(f"{path}: is not a whole evaluation: {error.errors()[0]['msg']}") from error
-    except OSError as error:
+    except (OSError, zipfile.BadZipFile) as error:
         raise VaecliError(f"{path}: cannot be read: {error}") from error
+    return found
+
+
+def read_per_image(path: Path, name: str) -> NDArray[np.float64] | None:
+    """Read a metric for every image of the evaluation in a file, if there is one. Raises VaecliError."""
+    try:
+        with np.load(_beside(path), allow_pickle=False) as arrays:
+            return arrays[name].astype(np.float64) if name in arrays.files else None
+    except Exception as error:  # numpy and zipfile share no error for a damaged file
+        message = f"{_beside(path)}: is damaged; delete it, and the same command makes it again"
+        raise VaecliError(message) from error
+
+
+def _beside(path: Path) -> Path:
+    """Return the file with the metrics of every image."""
+    return path.with_suffix(".npz")

@@ -62,24 +62,31 @@ def write_report(found: SweepResult, out: Path) -> dict[str, Any]:
     """
     content = _content(found)
     results = _results(found, content)
-    templates = jinja2.Environment(
-        loader=jinja2.PackageLoader("vaecli.reports"),
-        autoescape=jinja2.select_autoescape(["html.j2"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
+    html = jinja2.Environment(
+        loader=jinja2.PackageLoader("vaecli.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    templates.filters["p_value"] = _p_value
+    html.filters["p_value"] = _p_value
+    templates = {"html": html, "md": html.overlay(finalize=_as_markdown)}
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for plot in (*content["plots"], *content["plots_across"]):
             write_text(out / "figures" / f"{plot.name}.svg", plot.svg)
-        for kind in ("html", "md"):
-            write_text(out / f"report.{kind}", templates.get_template(f"report.{kind}.j2").render(content))
+        for kind, environment in templates.items():
+            write_text(out / f"report.{kind}", environment.get_template(f"report.{kind}.j2").render(content))
         write_text(out / "results.csv", _csv(results["runs"]))
         write_json(out / "results.json", results)
     except OSError as error:
         raise VaecliError(f"{error.filename or out}: cannot be written: {error.strerror}") from error
     return results
+
+
+def _as_markdown(value: Any) -> Any:
+    """Return a text that comes from elsewhere as Markdown of itself: no HTML, no link, no end of its line or cell."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    for letter, escaped in (("\\", "\\\\"), ("&", "&amp;"), ("<", "&lt;"), ("|", "\\|"), ("`", "\\`"), ("](", "]\\(")):
+        value = value.replace(letter, escaped)
+    return Markup(" ".join(value.split()))  # noqa: S704
 
 
 def _content(found: SweepResult) -> dict[str, Any]:

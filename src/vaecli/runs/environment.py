@@ -2,18 +2,19 @@
 
 import os
 import platform
-import shlex
 import shutil
 import subprocess
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from vaecli.errors import command_line
+
 
 def describe_environment() -> dict[str, object]:
     """Return what environment.json says of this process."""
     return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": command_line(Path(sys.argv[0]).name, *sys.argv[1:]),
         "vaecli": _version("vaecli"),
         "torch": _version("torch"),
         "numpy": _version("numpy"),

@@ -1,6 +1,5 @@
 """The run directory: where everything about one run is, and how a run is found again. Listing runs needs no torch."""
 
-import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from uuid import uuid4
 
 from vaecli.config.loading import dump_config, fixed_differences, load_config
 from vaecli.config.schema import Config, EvaluationSpec, is_array
-from vaecli.errors import ConfigError, UsageError, VaecliError
-from vaecli.files import lock, write_directory, write_json, write_text
+from vaecli.errors import ConfigError, UsageError, VaecliError, some
+from vaecli.files import ABSENT, lock, may_be_directory, may_be_file, write_directory, write_json, write_text
 from vaecli.runs.environment import describe_environment
+from vaecli.runs.records import read_metrics, read_object, read_status
 
 if TYPE_CHECKING:
     from vaecli.model.vae import VAE
@@ -27,11 +27,6 @@ EVENTS = "events.out.tfevents.0.vaecli"
 LOGS = ("metrics.jsonl", f"tensorboard/train/{EVENTS}", f"tensorboard/validation/{EVENTS}")
 """The files that are only ever appended to."""
 MAX_REFERENCE = 1000
-BOUNDS = {"best", "last"}
-STATUS_TYPES: dict[str, Any] = dict.fromkeys(("state", "identity", "support", "decoder"), str)
-STATUS_TYPES |= dict.fromkeys(("reason", "caveat"), str | None) | dict.fromkeys(BOUNDS, dict)
-STATUS_TYPES |= dict.fromkeys(("epoch", "epochs", "images", "step", "seconds"), int | float)
-"""What a status has by these keys; anything else there is left out, so that one bad file breaks no listing."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,7 @@ class Run:
     def checkpoint_path(self) -> Path:
         """Return the path of the named checkpoint, else of the best, else of the last. Raises VaecliError."""
         for path in (self.file, self.best, self.last):
-            if path is not None and path.is_file():
+            if path is not None and may_be_file(path):
                 return path
         raise VaecliError(f"{self.path}: has no checkpoint yet")
 
@@ -108,12 +103,12 @@ class Run:
     def config(self) -> Config:
         """Return the run's config."""
         written = self.path / "config.yaml"
-        return self.checkpoint.config if self.file or not written.is_file() else load_config(written)
+        return self.checkpoint.config if self.file or not may_be_file(written) else load_config(written)
 
     @property
     def status(self) -> dict[str, Any]:
-        """Return the content of status.json, empty where there is none; a killed run counts as interrupted."""
-        content = {k: v for k, v in _read_object(self.path / "status.json").items() if _is_sound(k, v)}
+        """Return the content of status.json, empty before it is written; a killed run counts as interrupted."""
+        content = read_status(self.path)
         if content.get("state") == "running" and not self.is_training:
             content |= {"state": "interrupted", "reason": "its process was killed"}
         return content
@@ -121,7 +116,10 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         """Return the content of environment.json; empty where there is none to read."""
-        return _read_object(self.path / "environment.json")
+        try:
+            return read_object(self.path / "environment.json")
+        except VaecliError:
+            return {}
 
     @property
     def id(self) -> str | None:
@@ -156,14 +154,7 @@ class Run:
     @property
     def metrics(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl, without a line that is still being written. Raises VaecliError."""
-        path = self.path / "metrics.jsonl"
-        try:
-            whole, _, _ = path.read_text().rpartition("\n")
-            return [json.loads(line) for line in whole.splitlines()]
-        except FileNotFoundError:
-            return []
-        except (OSError, ValueError) as error:
-            raise VaecliError(f"{path}: cannot be read: {error}") from error
+        return read_metrics(self.path / "metrics.jsonl")
 
     def evaluation_path(self, step: int, spec: EvaluationSpec) -> Path:
         """Return where the evaluation stands of its checkpoint, taken at a step. Raises VaecliError if it has none."""
@@ -214,7 +205,8 @@ def find_run(reference: str | Path, runs_dir: Path) -> Run:
     path = Path(reference)
     if len(str(reference)) > MAX_REFERENCE:
         raise UsageError(f"{str(reference)[:60]}...: no such run or checkpoint")
-    if path.is_file():
+    _check_visible(path)
+    if may_be_file(path):
         return Run(path.parent.parent if path.parent.name == CHECKPOINTS else path.parent, path)
     if _is_run(path):
         return Run(path)
@@ -229,8 +221,7 @@ def find_run(reference: str | Path, runs_dir: Path) -> Run:
     if len(matches) == 1:
         return matches[0]
     if matches:
-        some = ", ".join(run.name for run in matches[:5])
-        raise UsageError(f"{reference}: {len(matches)} runs begin with it: {some}{', ...' if len(matches) > 5 else ''}")
+        raise UsageError(f"{reference}: {len(matches)} runs begin with it: {some([run.name for run in matches])}")
     raise UsageError(f"{reference}: no such run or checkpoint; `vae runs ls` lists the runs in {runs_dir}/")
 
 
@@ -248,42 +239,44 @@ def load_run(reference: str | Path, runs_dir: str | Path = "runs") -> Run:
 
 
 def list_runs(runs_dir: str | Path) -> list[Run]:
-    """Return all runs below a directory, oldest first."""
+    """Return all runs below a directory, oldest first, and what cannot be read there. Raises UsageError."""
     return sorted((Run(path) for path in _directories(Path(runs_dir))), key=lambda run: (run.name, run.path))
 
 
 def _directories(runs_dir: Path) -> Iterator[Path]:
-    for group in _subdirectories(runs_dir):
-        yield from filter(_is_run, _subdirectories(group))
+    """Yield the run directories, and what may be one or hold some, and cannot be read."""
+    try:
+        groups = _subdirectories(runs_dir)
+    except OSError as error:
+        if error.errno in ABSENT:
+            return
+        raise UsageError(f"{runs_dir}: cannot be read: {error.strerror}") from error
+    for group in groups:
+        try:
+            paths = _subdirectories(group)
+        except OSError:
+            yield group
+        else:
+            yield from filter(_is_run, paths)
 
 
 def _subdirectories(path: Path) -> list[Path]:
-    try:
-        # isdir raises nothing, whatever a link leads to
-        return [path / name for name in os.listdir(path) if name[0] != "." and os.path.isdir(path / name)]  # noqa: PTH112, PTH208
-    except OSError:
-        return []
+    return [path / name for name in os.listdir(path) if name[0] != "." and may_be_directory(path / name)]  # noqa: PTH208
 
 
 def _is_run(path: Path) -> bool:
-    return os.path.isfile(path / "config.yaml") and os.path.isdir(path / CHECKPOINTS)  # noqa: PTH112, PTH113 (as above)
+    return may_be_file(path / "config.yaml") and may_be_directory(path / CHECKPOINTS)
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; empty where there is none to read."""
+def _check_visible(path: Path) -> None:
+    """Refuse a path that we are not let look at, and of which nobody can say what it is. Raises UsageError."""
     try:
-        content = json.loads(path.read_text()) if path.is_file() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _is_sound(key: str, value: Any) -> bool:
-    """Return whether a part of a status is of the type that readers of it expect."""
-    if not isinstance(value, STATUS_TYPES.get(key, object)):
-        return False
-    numbers = key not in BOUNDS or all(isinstance(number, int | float | None) for number in value.values())
-    return numbers and (key not in BOUNDS or value.keys() >= {"epoch", "elbo", "log_likelihood", "kl"})
+        path.stat()
+    except ValueError:  # a NUL in it
+        return
+    except OSError as error:
+        if error.errno not in ABSENT:
+            raise UsageError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _now() -> datetime:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, VaecliError, in_plain_words
 from vaecli.evaluation.result import NotFiniteError, read_evaluation
+from vaecli.files import may_be_file
 from vaecli.runs.run import Run
 from vaecli.sweeps.sweep import Job, JobResult
 from vaecli.training.stopping import Stop, never
@@ -25,7 +26,7 @@ def finished_result(job: Job) -> JobResult | None:
     try:
         step = (status if run.checkpoint_path == run.last else status["best"])["step"]
         path = run.evaluation_path(step, job.options.evaluation)
-        return JobResult.read(job.config, run, path) if path.is_file() else None
+        return JobResult.read(job.config, run, path) if may_be_file(path) else None
     except (VaecliError, OSError, KeyError, TypeError, ValueError):
         return None  # whatever is damaged is reported, or mended, when the job is run
 
@@ -54,13 +55,9 @@ def run_jobs(jobs: Sequence[Job], stop: Stop = never) -> list[JobResult]:
 
 def _train(jobs: Sequence[Job], stop: Stop) -> tuple[dict[int, Run], dict[int, Exception]]:
     """Return the trained run of every job, by its place among them, or what went wrong with it."""
-    from vaecli.training.replicates import train_replicates  # noqa: PLC0415 (torch)
-    from vaecli.training.session import (  # noqa: PLC0415
-        Controls,
-        Session,
-        resume_session,
-        start_session,
-    )
+    from vaecli.training.opening import resume_session, start_session  # noqa: PLC0415 (torch)
+    from vaecli.training.replicates import train_replicates  # noqa: PLC0415
+    from vaecli.training.session import Controls, Session  # noqa: PLC0415
 
     runs = {i: job.run for i, job in enumerate(jobs) if job.run and job.run.status.get("state") in FINISHED}
     sessions: dict[int, Session] = {}

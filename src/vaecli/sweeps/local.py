@@ -2,12 +2,13 @@
 
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, ProcessPoolExecutor, wait
 from multiprocessing.queues import SimpleQueue
 from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
-from threading import Thread
+from threading import Lock, Thread
 
 from vaecli.config.schema import Resources
 from vaecli.errors import InterruptedRunError, VaecliError
@@ -78,12 +79,15 @@ def run_in_processes(
         before = len(left)
         groups = group_replicates({i: left[i] for i in sorted(chosen)}, resources.replicates, processes)
         pool = _Pool(run_jobs, begin, stop, min(at_once, len(groups)), threads)
-        for i, result in pool.results(left, groups):
-            if result is None:
-                killed.append(i)
-            else:
-                del left[i]
-                yield i, result
+        try:
+            for i, result in pool.results(left, groups):
+                if result is None:
+                    killed.append(i)
+                else:
+                    del left[i]
+                    yield i, result
+        except (OSError, ImportError) as error:  # no descriptors, no shared memory, no semaphores at all
+            raise VaecliError(f"the worker processes cannot start ({error}); try --jobs 1") from error
         if not killed and len(left) == before:
             raise VaecliError("the worker processes end as soon as they start; try --jobs 1")
         if suspects and killed:
@@ -143,6 +147,10 @@ _stopping: Event | None = None
 """In a worker, set when it should checkpoint and stop."""
 _begun: "SimpleQueue[int] | None" = None
 """In a worker, where it says which job it begins."""
+_busy = Lock()
+"""In a worker, held while it does jobs."""
+_sigterms: list[int] = []
+"""In a worker, the signals that asked it to end."""
 
 
 def _start_worker(threads: int, stopping: Event, begun: "SimpleQueue[int]", n_started: "Synchronized[int]") -> None:
@@ -153,6 +161,7 @@ def _start_worker(threads: int, stopping: Event, begun: "SimpleQueue[int]", n_st
 
     global _stopping, _begun
     _stopping, _begun = stopping, begun
+    signal.signal(signal.SIGTERM, _end_after_checkpoint)
     Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     with n_started.get_lock():
@@ -168,9 +177,22 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
+def _end_after_checkpoint(number: int, _: object) -> None:
+    """End on SIGTERM, which a scheduler sends to all processes at once: a run that is being trained is kept first."""
+    _sigterms.append(number)
+    if not _busy.locked():
+        os._exit(1)
+
+
 def _run_in_worker(run_jobs: RunJobs, group: Mapping[int, Job]) -> list[JobResult]:
     assert _stopping is not None
     assert _begun is not None
+    stopping = _stopping
     for i in group:
         _begun.put(i)
-    return run_jobs(list(group.values()), _stopping.is_set)
+    with _busy:
+        try:
+            return run_jobs(list(group.values()), lambda: bool(_sigterms) or stopping.is_set())
+        finally:
+            if _sigterms:
+                os._exit(1)

@@ -5,7 +5,6 @@ A comparison of decoders is a sweep over decoder and seed.
 
 import itertools
 import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +15,12 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
-from vaecli.config.loading import load_config, load_yaml, override, safe_name
+from vaecli.config.loading import load_config, load_yaml, override
 from vaecli.config.schema import OF_MANY_RUNS, Config, EvaluationSpec, Resources, Section, get_setting
 from vaecli.data.sources import fingerprint
-from vaecli.errors import ConfigError, VaecliError
-from vaecli.evaluation.result import Evaluation, read_evaluation
+from vaecli.errors import ConfigError, VaecliError, command_line
+from vaecli.evaluation.result import Evaluation, read_evaluation, read_per_image
+from vaecli.files import may_be_file, safe_name
 from vaecli.runs.run import Run, list_runs
 from vaecli.training.stopping import Stop
 
@@ -64,10 +64,10 @@ class Sweep:
 
     def command(self, result: "JobResult") -> str:
         """Return the command line that does a run again, or resumes it."""
-        if result.run is not None and result.run.last.is_file():
-            return shlex.join(["vae", "train", "--resume", str(result.run.path)])
+        if result.run is not None and may_be_file(result.run.last):
+            return command_line("vae", "train", "--resume", result.run.path)
         settings = [f"{key}={_as_yaml(get_setting(result.config, key))}" for key in self.keys]
-        return shlex.join(["vae", "train", "--config", self.base_source, *settings])
+        return command_line("vae", "train", "--config", self.base_source, *settings)
 
 
 def load_sweep(path: Path) -> Sweep:
@@ -76,7 +76,7 @@ def load_sweep(path: Path) -> Sweep:
     if not spec.grid and not spec.points:
         raise ConfigError([f"{path}: names no runs; give it a grid or points"])
     _check_count(str(path), math.prod(map(len, spec.grid.values())) * bool(spec.grid) + len(spec.points))
-    name = safe_name(path) or "sweep"
+    name = safe_name(path.stem) or "sweep"
     base_source = _beside(spec.base, path)
     base = load_config(base_source)
     configs: dict[str, Config] = {}
@@ -187,7 +187,8 @@ class JobResult:
     def read(cls, config: Config, run: Run, path: Path) -> "JobResult":
         """Return the result of a run whose evaluation stands in a file. Raises VaecliError where it cannot be used."""
         seconds = [row["seconds"] for row in run.metrics if row["split"] == "train"]
-        median = float(np.median(np.diff(seconds, prepend=0.0)))  # over epochs, whatever slowed some of them down
+        # the median over epochs, whatever slowed some of them down
+        median = float(np.median(np.diff(seconds, prepend=0.0))) if seconds else None
         return cls(config, run, read_evaluation(path), median, path)
 
     @property
@@ -209,10 +210,7 @@ class JobResult:
 
     def per_image(self, name: str) -> NDArray[np.float64] | None:
         """Return a metric for every image that was evaluated, if there is one."""
-        if self.path is None:
-            return None
-        with np.load(self.path.with_suffix(".npz")) as arrays:
-            return arrays[name].astype(np.float64) if name in arrays.files else None
+        return None if self.path is None else read_per_image(self.path, name)
 
 
 RunJobs = Callable[[Sequence[Job], Stop], list[JobResult]]
@@ -295,4 +293,4 @@ def _as_yaml(value: Any) -> str:
 def _beside(base: str, path: Path) -> str:
     """Return the path of a base beside the spec, so that it is found from any directory; else the base as it is."""
     beside = path.parent / base
-    return str(beside) if beside.is_file() else base
+    return str(beside) if may_be_file(beside) else base

@@ -27,7 +27,7 @@ from torch.utils.tensorboard import summary
 from vaecli.data.dataset import Images, Preprocess
 from vaecli.data.image_grid import ImageShape, grid, paired_grid
 from vaecli.errors import VaecliError
-from vaecli.files import finite, write_atomically, write_text
+from vaecli.files import finite, unshare, write_atomically, write_text
 from vaecli.model.vae import VAE
 
 
@@ -137,6 +137,7 @@ class RunLogs:
                 )
         for name, log in zip(names, logs, strict=True):
             if log.exists():
+                unshare(log)
                 os.truncate(log, lengths.get(name, 0))
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 from vaecli.config.schema import Config
 from vaecli.runs.run import Run
 from vaecli.training.accelerate import choose_step
+from vaecli.training.opening import resume_session, start_session
 from vaecli.training.recorder import TrainingCallback
-from vaecli.training.session import Controls, Session, resume_session, start_session
+from vaecli.training.session import Controls, Session
 from vaecli.training.stopping import Limit, Stop, never
 
 

@@ -89,9 +89,10 @@ class Recorder:
                 self._logs = RunLogs(run.path, LOGS, lengths)
             except OSError as error:
                 raise unwritable(error) from error
+            stack.callback(self._logs.close)
+            self._metrics: dict[str, object] = _status_metrics(run.metrics)
             stack.pop_all()
         self._is_new = not lengths
-        self._metrics: dict[str, object] = _status_metrics(run.metrics)
         self._status_at = self._began_at = time.monotonic()
         self._images_before, self._seconds_before = state.progress.images, state.progress.seconds
         self._shown: Images | None = None

@@ -1,0 +1,87 @@
+"""What a run says of itself in JSON, checked as it is read: one bad file breaks nothing but what is about that run."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vaecli.errors import VaecliError
+from vaecli.files import may_be_file
+
+UNREADABLE = "unreadable"
+"""The state of a run whose status cannot be read."""
+_BOUNDS = {"best", "last"}
+_STATUS_TYPES: dict[str, Any] = dict.fromkeys(("state", "identity", "support", "decoder"), str)
+_STATUS_TYPES |= dict.fromkeys(("reason", "caveat"), str | None) | dict.fromkeys(_BOUNDS, dict)
+_STATUS_TYPES |= dict.fromkeys(("epoch", "epochs", "images", "step", "seconds"), int | float)
+"""What a status has by these keys; anything else there is left out."""
+
+
+class _Row(BaseModel):
+    """Describe what every row of metrics has."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    split: Literal["train", "validation"]
+    epoch: int
+    step: int
+    images: int
+    seconds: float
+    elbo: float | None
+    log_likelihood: float | None
+    kl: float | None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; empty where there is no file. Raises VaecliError."""
+    try:
+        content = json.loads(path.read_text()) if may_be_file(path) else {}
+    except OSError as error:
+        raise VaecliError(f"{path.name}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise VaecliError(f"{path.name}: is damaged") from error
+    if not isinstance(content, dict):
+        raise VaecliError(f"{path.name}: is damaged")
+    return content
+
+
+def read_status(directory: Path) -> dict[str, Any]:
+    """Return the sound parts of a run's status.json, or which state it is in that it cannot be read, and why."""
+    try:
+        content = read_object(directory / "status.json")
+        if not content:
+            os.listdir(directory)  # noqa: PTH208 (there may be one, in a directory that cannot be read)
+    except VaecliError as error:
+        return {"state": UNREADABLE, "reason": str(error)}
+    except OSError as error:
+        return {"state": UNREADABLE, "reason": f"its directory: {error.strerror}"}
+    return {key: value for key, value in content.items() if _is_sound(key, value)}
+
+
+def _is_sound(key: str, value: Any) -> bool:
+    """Return whether a part of a status is of the type that readers of it expect."""
+    if not isinstance(value, _STATUS_TYPES.get(key, object)):
+        return False
+    numbers = key not in _BOUNDS or all(isinstance(number, int | float | None) for number in value.values())
+    return numbers and (key not in _BOUNDS or value.keys() >= {"epoch", "elbo", "log_likelihood", "kl"})
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of metrics.jsonl, without a line that is still being written. Raises VaecliError."""
+    rows: list[dict[str, Any]] = []
+    try:
+        whole, _, _ = path.read_text().rpartition("\n")
+        for line in whole.splitlines():
+            rows.append(json.loads(line))
+            _Row.model_validate(rows[-1])
+    except FileNotFoundError:
+        return []
+    except ValidationError as error:
+        found = error.errors()[0]
+        what = f"{'.'.join(map(str, found['loc'])) or 'it'}: {found['msg']}"
+        raise VaecliError(f"{path}:{len(rows)}: is not a row of metrics: {what}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise VaecliError(f"{path}: cannot be read: {error}") from error
+    return rows

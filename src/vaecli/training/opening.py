@@ -1,0 +1,124 @@
+"""How a session of training begins: with a new run, or with one that goes on from where it was."""
+
+import warnings
+from pathlib import Path
+
+import torch
+
+from vaecli import devices
+from vaecli.config.loading import fixed_differences
+from vaecli.config.schema import RESUMABLE, Config
+from vaecli.data.dataset import Dataset
+from vaecli.data.sources import fingerprint
+from vaecli.errors import ReproducibilityWarning, UsageError, VaecliError, command_line, in_plain_words
+from vaecli.files import may_be_file
+from vaecli.runs.checkpoint import Checkpoint
+from vaecli.runs.run import Run, create_run, find_run
+from vaecli.training.session import Controls, Session
+from vaecli.training.state import TrainingState, new_state
+
+
+def start_session(
+    config: Config,
+    runs_dir: str | Path,
+    data_dir: str | Path | None,
+    controls: Controls,
+    *,
+    init_from: Run | None = None,
+    share: Session | None = None,
+) -> Session:
+    """Make the run directory of a new run, and all that it needs to be trained; arguments and errors as for `train`.
+
+    `share` is a session whose images can be used, its config being the same but for the seed.
+    """
+    state, dataset = _first_state(config, data_dir, init_from, share)
+    run = create_run(
+        config,
+        Path(runs_dir),
+        device=devices.describe(state.vae.device),
+        threads=torch.get_num_threads(),
+        data_sha256=fingerprint(config.data.name),
+        initialised_from=None if init_from is None else str(init_from.checkpoint_path),
+    )
+    return Session(run, run.lock(), state, dataset, {}, controls)
+
+
+def resume_session(
+    run: Run,
+    config: Config | None,
+    data_dir: str | Path | None,
+    controls: Controls,
+    *,
+    replicates: int = 1,
+    share: Session | None = None,
+) -> Session:
+    """Bring a run back to where it was; arguments and errors as for `resume`, `share` as for `start_session`.
+
+    `replicates` is how many runs are trained as one batched program, with this one. The lock is taken before anything
+    is read, so that nothing that was read is out of date.
+    """
+    if run.file is not None and run.file.resolve() != run.last.resolve():
+        raise UsageError(f"{run.file}: a run goes on from its last checkpoint; --init-from starts anew from this one")
+    lock = run.lock()
+    try:
+        checkpoint = run.load(run.last) if may_be_file(run.last) else None
+        config = _resumable(run, checkpoint, config)
+        if checkpoint is None:
+            source = run.environment.get("initialised_from")
+            state, dataset = _first_state(config, data_dir, find_run(str(source), run.path) if source else None, share)
+        else:
+            torch.set_num_threads(checkpoint.threads)
+            state, dataset = _first_state(config, data_dir, None, share)
+            state.restore(checkpoint)
+            now = devices.conditions(state.vae.device, replicates, compiled=state.compiled)
+            changes = checkpoint.changed_conditions(now) if checkpoint.progress.step else []
+            if changes:
+                message = f"{run.name}: may not end in the same bits as an uncut run: {'; '.join(changes)}"
+                warnings.warn(message, ReproducibilityWarning, stacklevel=3)
+        run.write_config(config)
+    except BaseException:
+        lock.close()
+        raise
+    return Session(run, lock, state, dataset, checkpoint.logs if checkpoint else {}, controls)
+
+
+def _first_state(
+    config: Config, data_dir: str | Path | None, init_from: Run | None, share: Session | None
+) -> tuple[TrainingState, Dataset]:
+    """Return the state before the first step, and the images."""
+    device = devices.resolve_device(config.device)
+    devices.flush_subnormals()
+    devices.allow_tf32(device, config.training.tf32)
+    if share is not None and share.state.vae.device != device:
+        share = None
+    directory = None if data_dir is None else Path(data_dir)
+    dataset = share.dataset if share else Dataset(config.data, config.model.likelihood.support, directory)
+    _ = dataset.test  # which the end of training needs: better known to be there before than after
+    try:
+        state = new_state(config, dataset.train, device, share.state if share else None)
+    except (MemoryError, RuntimeError) as error:
+        raise in_plain_words(error, 1) from None
+    if init_from is not None:
+        if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
+            raise UsageError(f"{init_from.name}: has the weights of another model; the `model` sections must agree")
+        state.load_weights(init_from.checkpoint)
+    return state, dataset
+
+
+def _resumable(run: Run, checkpoint: Checkpoint | None, config: Config | None) -> Config:
+    """Return the config to resume with. Raises an error where nothing can be resumed, or not with these changes."""
+    if checkpoint is None and (not may_be_file(run.path / "config.yaml") or run.metrics):
+        raise VaecliError(f"{run.path}: has no checkpoint to go on from")
+    config = config or run.config
+    old, epochs = checkpoint.config if checkpoint else run.config, config.training.epochs
+    if fixed_differences(config, old):
+        raise UsageError(f"{run.name}: a run is resumed with its own config; only {', '.join(RESUMABLE)} may change")
+    if epochs != old.training.epochs and config.optimizer.schedule != "constant":
+        again = command_line("vae", "train", "--config", run.path / "config.yaml", "--init-from", run.path)
+        raise UsageError(
+            f"{run.name}: its {config.optimizer.schedule} schedule ends at epoch {old.training.epochs}, so it cannot "
+            f"be extended to {epochs}; start a new run from its weights: {again} training.epochs={epochs}"
+        )
+    if checkpoint and epochs < checkpoint.progress.epoch:
+        raise UsageError(f"{run.name}: has {checkpoint.progress.epoch} epochs already; training.epochs={epochs}")
+    return config
