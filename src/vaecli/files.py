@@ -17,6 +17,11 @@ from typing import Any, BinaryIO
 TEMPORARY = ".tmp"
 
 
+def cache_directory() -> Path:
+    """Return vaecli's folder in the user's cache: in `XDG_CACHE_HOME`, or in `~/.cache`. Raises RuntimeError."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaecli"
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, overwrite: bool = True) -> None:
     """Write a file beside `path`, flush it to the disk, rename it into place, and flush the directory.
 

@@ -15,8 +15,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vaecli.config.schema import TORCHVISION, is_array
+from vaecli.config.schema import TORCHVISION
 from vaecli.errors import DataError
+from vaecli.files import cache_directory
 
 Part = Literal["train", "test"]
 Pixels = NDArray[np.uint8]
@@ -111,8 +112,7 @@ def _find_idx(path: Path) -> Path | None:
 
 def default_data_dir() -> Path:
     """Return `VAECLI_DATA_DIR`, or a folder in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("VAECLI_DATA_DIR") or cache / "vaecli" / "data")
+    return Path(os.environ.get("VAECLI_DATA_DIR") or cache_directory() / "data")
 
 
 def load_torchvision(name: str, part: Part, directory: Path) -> Source:
@@ -185,9 +185,14 @@ def stand_in(name: str, path: Path) -> None:
     _stand_ins[name] = path
 
 
+def array_path(name: str) -> Path:
+    """Return the file of the array `name`, or what stands in for it."""
+    return _stand_ins.get(name, Path(name))
+
+
 def load_array(name: str) -> Source:
     """Load a .npy, .npz or IDX file of uint8 images (N, H, W), with the labels of the last two. Raises DataError."""
-    path = _stand_ins.get(name, Path(name))
+    path = array_path(name)
     if path.suffix not in {".npy", ".npz"}:
         return _load_idx(path)
     try:
@@ -237,19 +242,6 @@ def _member(archive: Any, key: str) -> NDArray[Any]:
         raise ValueError(f"{key} is not as large as its header says")
     array: NDArray[Any] = archive[key]
     return array
-
-
-def fingerprint(name: str) -> str | None:
-    """Return the SHA-256 of an array's file, None for data sets that have checksums of their own. Raises DataError."""
-    if not is_array(name):
-        return None
-    try:
-        with _stand_ins.get(name, Path(name)).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"{name}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
-        ) from error
 
 
 def _checked(pixels: Any, name: str) -> Pixels:

@@ -15,7 +15,7 @@ from torch import Tensor
 from vaecli import devices
 from vaecli.config.schema import Config
 from vaecli.data.dataset import Dataset
-from vaecli.data.sources import fingerprint
+from vaecli.data.summaries import fingerprint
 from vaecli.errors import (
     DivergedError,
     InterruptedRunError,
@@ -28,6 +28,7 @@ from vaecli.errors import (
 from vaecli.model.estimators import Bound, evaluate_bound
 from vaecli.runs.checkpoint import Checkpoint, load_checkpoint
 from vaecli.runs.run import Run, create_run, find_run
+from vaecli.stages import StageCallback, silent
 from vaecli.training.divergence import check_finite, explain
 from vaecli.training.recorder import Recorder, TrainingCallback, unwritable
 from vaecli.training.state import Chunk, TrainingState, new_state
@@ -44,11 +45,12 @@ RESUMABLE = ("training.epochs", "training.patience", "device")
 
 @dataclass(frozen=True)
 class Controls:
-    """Hold what is called as a run goes on, and what may end it; each as for `train`."""
+    """Hold what is called before a run and as it goes on, and what may end it; each as for `train`."""
 
     callback: TrainingCallback | None = None
     stop: Stop = never
     limit: Limit | None = None
+    on_stage: StageCallback = silent
 
 
 class Session:
@@ -99,6 +101,7 @@ class Session:
         self._recorder.start(validation if len(validation) else self.dataset.train)
         validation = validation.to(self.state.vae.device)
         while progress.epoch < self.state.config.training.epochs and not self._has_converged():
+            self.state.begin_epoch(self._controls.on_stage)
             self._clock = time.perf_counter()
             yield from self.state.chunks()
             self.state.end_epoch()
@@ -208,13 +211,13 @@ def start_session(
 
     `share` is a session whose images can be used, its config being the same but for the seed.
     """
-    state, dataset = _first_state(config, data_dir, init_from, share)
+    state, dataset = _first_state(config, data_dir, controls, init_from, share)
     run = create_run(
         config,
         Path(runs_dir),
         device=devices.describe(state.vae.device),
         threads=torch.get_num_threads(),
-        data_sha256=fingerprint(config.data.name),
+        data_sha256=fingerprint(config.data.name, controls.on_stage),
         initialised_from=None if init_from is None else str(init_from.checkpoint_path),
     )
     return Session(run, run.lock(), state, dataset, {}, controls)
@@ -240,18 +243,18 @@ def resume_session(
     try:
         checkpoint = load_checkpoint(run.last) if run.last.is_file() else None
         config = _resumable(run, checkpoint, config)
-        if checkpoint is None:
-            source = run.environment.get("initialised_from")
-            state, dataset = _first_state(config, data_dir, find_run(source, run.path) if source else None, share)
-        else:
+        source = run.environment.get("initialised_from") if checkpoint is None else None
+        if checkpoint is not None:
             torch.set_num_threads(checkpoint.threads)
-            state, dataset = _first_state(config, data_dir, None, share)
+        init_from = find_run(source, run.path) if source else None
+        state, dataset = _first_state(config, data_dir, controls, init_from, share)
+        if checkpoint is not None:
             state.restore(checkpoint)
             now = devices.conditions(state.vae.device, replicates, compiled=state.compiled)
             changes = checkpoint.changed_conditions(now) if checkpoint.progress.step else []
             if changes:
-                message = f"{run.name}: may not end in the same bits as an uncut run: {'; '.join(changes)}"
-                warnings.warn(message, ReproducibilityWarning, stacklevel=3)
+                what = f"{run.name}: may not end in the same bits as an uncut run: {'; '.join(changes)}"
+                warnings.warn(what, ReproducibilityWarning, stacklevel=3)
         run.write_config(config)
     except BaseException:
         lock.close()
@@ -260,16 +263,15 @@ def resume_session(
 
 
 def _first_state(
-    config: Config, data_dir: str | Path | None, init_from: Run | None, share: Session | None
+    config: Config, data_dir: str | Path | None, controls: Controls, init_from: Run | None, share: Session | None
 ) -> tuple[TrainingState, Dataset]:
     """Return the state before the first step, and the images."""
     device = devices.resolve_device(config.device)
     devices.flush_subnormals()
     devices.allow_tf32(device, config.training.tf32)
-    if share is not None and share.state.vae.device != device:
-        share = None
-    directory = None if data_dir is None else Path(data_dir)
-    dataset = share.dataset if share else Dataset(config.data, config.model.likelihood.support, directory)
+    share = share if share and share.state.vae.device == device else None
+    support, directory = config.model.likelihood.support, None if data_dir is None else Path(data_dir)
+    dataset = share.dataset if share else Dataset(config.data, support, directory, controls.on_stage)
     state = new_state(config, dataset.train, device, share.state if share else None)
     if init_from is not None:
         if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
@@ -284,8 +286,7 @@ def _resumable(run: Run, checkpoint: Checkpoint | None, config: Config | None) -
         raise VaecliError(f"{run.path}: has no checkpoint to go on from")
     config = config or run.config
     old, epochs = checkpoint.config if checkpoint else run.config, config.training.epochs
-    as_before = {"epochs": old.training.epochs, "patience": old.training.patience}
-    training = config.training.model_copy(update=as_before)
+    training = config.training.model_copy(update={k: getattr(old.training, k) for k in ("epochs", "patience")})
     if config.model_copy(update={"training": training, "device": old.device}) != old:
         raise UsageError(f"{run.name}: a run is resumed with its own config; only {', '.join(RESUMABLE)} may change")
     if epochs != old.training.epochs and config.optimizer.schedule != "constant":
