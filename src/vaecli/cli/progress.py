@@ -144,7 +144,7 @@ def _stage_lines() -> Callable[[str, int, int], None]:
         if done and (done == total or now - printed_at.get(stage, start) > SECONDS_PER_LINE):
             printed_at[stage] = now
             left = (now - start) * (total - done) / done
-            say(f"{stage}: {100 * done // total} %, {clock(left)} left")
+            say(f"{stage}: {100 * done // total} %" + (f", {clock(left)} left" if done < total else ""))
 
     return print_line
 
