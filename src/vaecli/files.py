@@ -61,6 +61,11 @@ def _kind(path: Path) -> int | None:
         return 0
 
 
+def cache_directory() -> Path:
+    """Return vaecli's folder in the user's cache: in `XDG_CACHE_HOME`, or in `~/.cache`. Raises RuntimeError."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vaecli"
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], *, overwrite: bool = True) -> None:
     """Write a file beside `path`, flush it to the disk, rename it into place, and flush the directory.
 

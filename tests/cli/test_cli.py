@@ -306,6 +306,38 @@ def test_pictures_have_labels_for_who_looks_at_them(vae, config, monkeypatch):
         assert rest == [on_terminal, on_terminal, plain, plain]
 
 
+@pytest.mark.parametrize("command", ["train", "sweep"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_what_takes_long_before_the_first_step_says_so_and_is_stopped_at_once(tmp_path, command, number):
+    """A sparse array of 400 GB, whose checksum alone would take minutes."""
+    path = tmp_path / "large.npy"
+    with path.open("wb") as file:
+        shape = (10**9, 20, 20)
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        file.truncate(file.tell() + np.prod(shape, dtype=np.int64))
+    (tmp_path / "small.yaml").write_text(
+        f"data: {{name: {path}, validation: 0}}\nmodel: {{init: torch, hidden_dim: 8}}"
+    )
+    (tmp_path / "sweep.yaml").write_text("base: small.yaml\ngrid: {seed: [0, 1]}")
+    arguments = {"train": ["--config", "small.yaml"], "sweep": ["sweep.yaml"]}[command]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vaecli", command, *arguments],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )  # fmt: skip
+    said = ""
+    while "computing the checksum" not in said:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert "stopped while computing the checksum of" in err
+    assert not list(tmp_path.glob("runs/small"))
+    assert not list(tmp_path.glob("cache/vaecli/images/*"))
+
+
 def test_compare_decoders(vae, config):
     code, out, err = vae("compare-decoders", "--config", config, "--seeds", 1, "--k", 3)
     assert (code, out) == (0, "runs/comparisons/small/report.html\n")

@@ -5,6 +5,7 @@ import torch
 from vaecli.config.likelihoods import Support
 from vaecli.config.schema import DataConfig
 from vaecli.data.dataset import Dataset
+from vaecli.data.summaries import mean_image
 from vaecli.errors import DataError
 
 
@@ -54,7 +55,7 @@ def test_splits_that_leave_nothing(faces, settings, what):
 
 
 def test_the_mean_image_is_in_units_of_the_pixel(faces, images):
-    mean = dataset(faces).train.mean.numpy()
+    mean = mean_image(dataset(faces).train.pixels.numpy())
     assert mean == pytest.approx(images[:45].reshape(45, -1).mean(0) / 255, abs=1e-6)
 
 

@@ -15,7 +15,7 @@ import torch
 
 from vaecli.config.likelihoods import Support
 from vaecli.config.schema import DataConfig
-from vaecli.data import sources
+from vaecli.data import sources, summaries
 from vaecli.data.dataset import Dataset
 from vaecli.data.sources import load_array, load_mnist, load_torchvision
 from vaecli.errors import DataError, VaecliError
@@ -139,7 +139,7 @@ def test_idx_files_of_ones_own(tmp_path, images, packed, labels):
     assert np.array_equal(found.pixels, images)
     assert (found.labels is None) == (labels == "none")
     assert found.labels is None or found.labels[:8].tolist() == [0, 1, 2, 3, 4, 5, 6, 0]
-    assert sources.fingerprint(name) == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert summaries.fingerprint(name) == hashlib.sha256(path.read_bytes()).hexdigest()
     own = Dataset(DataConfig(name=name), Support.BINARY)
     assert (len(own.train), len(own.validation), len(own.test)) == (45, 9, 6)  # 6 = 60 // 10, 9 = 54 // 6
 

@@ -4,7 +4,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from vaecli.config.schema import AnnealingSpec
+from vaecli.config.jobs import AnnealingSpec
 from vaecli.errors import UsageError
 from vaecli.evaluation import annealed
 from vaecli.evaluation.annealed import evaluate_annealed

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.likelihoods import LIKELIHOODS, Support
-from vaecli.config.schema import DataConfig, EvaluationSpec, ModelConfig
+from vaecli.config.schema import DataConfig, ModelConfig
 from vaecli.data.dataset import Batch, Dataset, binarize_dynamically, build_preprocess
 from vaecli.data.image_grid import ImageShape
 from vaecli.errors import UsageError, VaecliError

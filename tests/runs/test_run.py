@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vaecli import cli
-from vaecli.config.schema import Config, EvaluationSpec
+from vaecli.config.jobs import EvaluationSpec
+from vaecli.config.schema import Config
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock
 from vaecli.runs.run import LOCK, create_run, find_run, list_runs, load_run

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from identical import traces
-from vaecli.config.schema import EvaluationSpec
+from vaecli.config.jobs import EvaluationSpec
 from vaecli.errors import LimitReachedError, VaecliError
 from vaecli.runs.run import Run, list_runs
 from vaecli.sweeps.jobs import finished_result, run_jobs

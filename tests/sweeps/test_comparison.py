@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from evaluations import metrics
-from vaecli.config.schema import Config, EvaluationSpec
+from vaecli.config.jobs import EvaluationSpec
+from vaecli.config.schema import Config
 from vaecli.errors import DataError, InterruptedRunError, UsageError
 from vaecli.reports import tables
 from vaecli.reports.report import write_report

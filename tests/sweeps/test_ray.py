@@ -17,9 +17,9 @@ import yaml
 from pydantic import ValidationError
 
 from identical import traces
+from vaecli.config.jobs import EvaluationSpec, Resources
 from vaecli.config.loading import dump_config
-from vaecli.config.schema import EvaluationSpec, Resources
-from vaecli.data import sources
+from vaecli.data import sources, summaries
 from vaecli.errors import InterruptedRunError, LimitReachedError, ReproducibilityWarning, UsageError, VaecliError
 from vaecli.evaluation.result import Evaluation
 from vaecli.files import lock
@@ -243,7 +243,7 @@ def test_images_that_a_node_does_not_have_are_brought_to_it(cluster, faces, tmp_
     copy = ray_worker.node_directory() / f"{sha256}.npz"
     assert copy.read_bytes() == content
     assert (sources.load_array(str(faces)).pixels == images).all()
-    assert sources.fingerprint(str(faces)) == sha256
+    assert summaries.fingerprint(str(faces)) == sha256
 
 
 def test_a_copy_of_other_content_under_the_right_name_is_not_trusted(cluster, faces, tmp_path, monkeypatch):

@@ -18,8 +18,9 @@ import yaml
 
 from evaluations import metrics
 from identical import traces
+from vaecli.config.jobs import EvaluationSpec, Resources
 from vaecli.config.loading import dump_config, load_config
-from vaecli.config.schema import Config, EvaluationSpec, Resources, describe_settings, get_setting
+from vaecli.config.schema import Config, describe_settings, get_setting
 from vaecli.devices import prefer_gpu
 from vaecli.errors import ConfigError, UsageError, VaecliError
 from vaecli.evaluation import evaluate

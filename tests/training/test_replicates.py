@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from identical import traces
-from vaecli.config.schema import EvaluationSpec, Resources
+from vaecli.config.jobs import EvaluationSpec, Resources
 from vaecli.devices import REPLICATES
 from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError, ReproducibilityWarning, VaecliError
 from vaecli.runs.checkpoint import load_checkpoint

@@ -39,7 +39,10 @@ Ckpt = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout and nothing else.")]
-SplitName = Annotated[Literal["train", "validation", "test"], typer.Option("--split", help="Which images.")]
+SplitName = Annotated[
+    Literal["train", "validation", "test"],
+    typer.Option("--split", metavar="SPLIT", help="Which images: train, validation or test."),
+]
 RUNS = Path("runs")
 SOME_FAILED = 5
 """The exit code where some runs of a sweep failed."""

@@ -61,7 +61,7 @@ def compare_decoders(
     names = _names(decoders)
     directory = out or runs_dir / "comparisons" / (base.name or "default")
     from vaecli.cli.progress import show_sweep
-    from vaecli.config.schema import EvaluationSpec
+    from vaecli.config.jobs import EvaluationSpec
     from vaecli.sweeps.execution import compare
     from vaecli.sweeps.sweep import comparison
 

@@ -93,7 +93,7 @@ def evaluate(
             )  # fmt: skip
             text = table(found, run.config.model.latent_dim)
         else:
-            from vaecli.config.schema import AnnealingSpec
+            from vaecli.config.jobs import AnnealingSpec
             from vaecli.evaluation.annealed import evaluate_annealed
 
             spec = AnnealingSpec(

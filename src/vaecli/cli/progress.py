@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vaecli.cli.app import say
+from vaecli.cli.stages import SECONDS_PER_LINE, StageLines, clock, pace
 from vaecli.config.schema import describe_settings
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from vaecli.sweeps.sweep import JobResult, SweepCallback, SweepUpdate
     from vaecli.training.recorder import TrainingUpdate
 
-SECONDS_PER_LINE = 5.0
 MAX_RUNNING = 12
 """Running jobs that the table of a sweep lists: it must fit a terminal."""
 
@@ -35,9 +35,19 @@ class Silent:
         """Remember which run it is."""
         self.run = update.run
 
+    def on_stage(self, stage: str, done: int, total: int) -> None:
+        """Show how far the work before a step is."""
+
 
 class Lines(Silent):
-    """Print one plain line for each epoch."""
+    """Print one plain line for each epoch, and some of a stage that takes long."""
+
+    def __init__(self) -> None:
+        self._stages = StageLines()
+
+    def on_stage(self, stage: str, done: int, total: int) -> None:
+        """Print how far a stage is."""
+        self._stages(stage, done, total)
 
     def __call__(self, update: TrainingUpdate) -> None:
         """Print the end of an epoch."""
@@ -52,6 +62,19 @@ class Bar(Silent):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._task: TaskID | None = None
+        self._stage: tuple[str, TaskID, float] | None = None
+
+    def on_stage(self, stage: str, done: int, total: int) -> None:
+        """Move a bar of its own, as long as the stage lasts."""
+        if self._stage is None or self._stage[0] != stage:
+            self._stage = (stage, self._progress.add_task(stage, total=total, metrics=""), time.monotonic())
+        _, task, began_at = self._stage
+        if done < total:
+            metrics = pace(began_at, done, total).removeprefix(": ")
+            self._progress.update(task, completed=done, total=total if done else None, metrics=metrics)
+        else:
+            self._progress.remove_task(task)
+            self._stage = None
 
     def __call__(self, update: TrainingUpdate) -> None:
         """Move the bar."""
@@ -82,7 +105,8 @@ def show_training(*, quiet: bool) -> Iterator[Silent]:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[metrics]}"))
+        description = TextColumn("{task.description}", markup=False)  # it may have a file's name
+        columns = (description, BarColumn(bar_width=20), TextColumn("{task.fields[metrics]}"))
         with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
             yield Bar(progress)
 
@@ -120,7 +144,7 @@ def _stage_lines() -> Callable[[str, int, int], None]:
         if done and (done == total or now - printed_at.get(stage, start) > SECONDS_PER_LINE):
             printed_at[stage] = now
             left = (now - start) * (total - done) / done
-            say(f"{stage}: {100 * done // total} %, {clock(left)} left")
+            say(f"{stage}: {100 * done // total} %" + (f", {clock(left)} left" if done < total else ""))
 
     return print_line
 
@@ -137,8 +161,11 @@ def show_sweep(keys: Sequence[str], *, quiet: bool) -> Iterator[SweepCallback]:
     if quiet:
         yield lambda _: None
     elif not sys.stderr.isatty():
+        stages = StageLines()
 
         def write(update: SweepUpdate) -> None:
+            if update.stage is not None:
+                stages(*update.stage)
             for line in summary.add(update):
                 say(line + _left(update))
 
@@ -192,6 +219,9 @@ class _SweepSummary:
         waiting = len(update.configs) - done - running
         counts = f"{done} done, {running} running, {waiting} waiting, {self._n_failed} failed{_left(update)}"
         table.add_row("runs", counts)
+        if update.stage is not None:
+            stage, completed, total = update.stage
+            table.add_row("before", Text(f"{stage}{f': {100 * completed // total} %' if completed else ' ...'}"))
         for i in update.running[:MAX_RUNNING]:
             table.add_row("running", Text(describe_settings(update.configs[i], self._keys)))
         if running > MAX_RUNNING:
@@ -225,10 +255,3 @@ def epoch_line(update: TrainingUpdate) -> str:
         line += f"  validation {bound.elbo:8.2f} = {bound.log_likelihood:8.2f} - {bound.kl:5.2f} nats"
     line += f"  {update.images_per_second:7,.0f} images/s  {clock(update.seconds_left)} left"
     return line + (f"  ({update.config.caveat})" if update.config.caveat else "")
-
-
-def clock(seconds: float) -> str:
-    """Format seconds as minutes and seconds, with hours where there are any."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

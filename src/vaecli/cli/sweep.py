@@ -34,7 +34,9 @@ Engine = Literal["local", "ray"]  # vaecli.sweeps.execution's, which would impor
     )
 )
 def sweep(
-    spec: Annotated[Path, typer.Argument(metavar="SPEC.yaml", help="base, grid, points, resources, evaluation.")],
+    spec: Annotated[
+        Path, typer.Argument(metavar="SPEC.yaml", help="A file of base, grid, points, resources and evaluation.")
+    ],
     engine: Annotated[Engine, typer.Option("--engine", help="This machine, or a Ray cluster.")] = "local",
     address: Annotated[
         str | None,

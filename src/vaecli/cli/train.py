@@ -98,9 +98,18 @@ def _run(
                     callback=progress,
                     stop=stop,
                     limit=limit,
+                    on_stage=progress.on_stage,
                 )
             else:
-                run = loop.resume(old, config, data_dir=data_dir, callback=progress, stop=stop, limit=limit)
+                run = loop.resume(
+                    old,
+                    config,
+                    data_dir=data_dir,
+                    callback=progress,
+                    stop=stop,
+                    limit=limit,
+                    on_stage=progress.on_stage,
+                )
         except InterruptedRunError as error:
             where = progress.run or old
             hint = "" if where is None else f"; go on with: {command_line('vae', 'train', '--resume', where.path)}"

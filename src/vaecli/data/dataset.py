@@ -20,8 +20,17 @@ from torch import Tensor
 from vaecli.config.likelihoods import Support
 from vaecli.config.schema import TORCHVISION, DataConfig, is_array
 from vaecli.data.image_grid import MAX_SIDE, ImageShape
-from vaecli.data.sources import Part, Source, default_data_dir, load_array, load_mnist, load_torchvision
+from vaecli.data.sources import (
+    Part,
+    Source,
+    array_path,
+    default_data_dir,
+    load_array,
+    load_mnist,
+    load_torchvision,
+)
 from vaecli.errors import DataError
+from vaecli.stages import StageCallback, silent, wait_for
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -35,19 +44,18 @@ class Images:
     pixels: UInt8[Tensor, "N D"]
     labels: Int64[Tensor, " N"] | None
     shape: ImageShape
+    origin: tuple[Path, str] | None = None
+    """The file that they are in, and which of its images they are; None for images made otherwise."""
+    on_stage: StageCallback = silent
+    """Is called as something is computed from all of them; what it raises ends that."""
 
     def __len__(self) -> int:
         return len(self.pixels)
 
-    @property
-    def mean(self) -> Float[Tensor, " D"]:
-        """Return the mean image, in units of the 0..1 pixel."""
-        total = sum((chunk.sum(0, dtype=torch.float64) for chunk in self.pixels.split(10_000)), torch.zeros(()))
-        return (total / (255 * len(self))).float()
-
     def first(self, n: int) -> "Images":
         """Return the first n images."""
-        return replace(self, pixels=self.pixels[:n], labels=None if self.labels is None else self.labels[:n])
+        labels = None if self.labels is None else self.labels[:n]
+        return replace(self, pixels=self.pixels[:n], labels=labels, origin=None)
 
     def spread(self, n: int | None) -> "Images":
         """Return n images evenly spaced over all, or all of them: often the first of a split are of one kind."""
@@ -68,13 +76,17 @@ class Dataset:
         config: The `data` section; `binarize: static` is applied here, once, if the support is binary.
         support: What the decoder's likelihood is a statement about.
         data_dir: Where torchvision's files are or go; None for the default.
+        on_stage: Is called as images are read, binarised and summed; what it raises ends that.
 
     Raises:
         DataError: The images cannot be read, or are too few for the splits asked for.
     """
 
-    def __init__(self, config: DataConfig, support: Support, data_dir: Path | None = None) -> None:
+    def __init__(
+        self, config: DataConfig, support: Support, data_dir: Path | None = None, on_stage: StageCallback = silent
+    ) -> None:
         self.name = config.name
+        self._on_stage = on_stage
         self._config = config
         self._static = support is Support.BINARY and config.binarize == "static"
         self._data_dir = data_dir or default_data_dir()
@@ -86,7 +98,7 @@ class Dataset:
 
     def in_grey(self) -> "Dataset":
         """Return the same images with none binarised beforehand."""
-        return Dataset(self._config, Support.LEVELS, self._data_dir) if self._static else self
+        return Dataset(self._config, Support.LEVELS, self._data_dir, self._on_stage) if self._static else self
 
     @cached_property
     def train(self) -> Images:
@@ -118,7 +130,7 @@ class Dataset:
 
     def _source(self, part: Part) -> Source:
         if self._is_own:
-            return load_array(self.name)
+            return wait_for(f"reading {self.name}", lambda: load_array(self.name), self._on_stage)
         if self.name in TORCHVISION:
             return load_torchvision(self.name, part, self._data_dir)
         return load_mnist(part)
@@ -155,9 +167,12 @@ class Dataset:
             )
         pixels = _as_tensor(chosen).flatten(1)
         if self._static:
-            pixels = _binarize_once(pixels, split)
+            grey = pixels
+            pixels = wait_for(f"binarising the {split} images", lambda: _binarize_once(grey, split), self._on_stage)
         labels = None if source.labels is None else torch.from_numpy(np.array(source.labels[rows]))
-        return Images(pixels, labels, shape)
+        which = f"images {rows.start} to {rows.stop}{', binarised once' if self._static else ''}"
+        origin = (array_path(self.name), which) if self._is_own else None
+        return Images(pixels, labels, shape, origin, self._on_stage)
 
 
 def _as_tensor(pixels: UInt8[NDArray[np.uint8], "N H W"]) -> UInt8[Tensor, "N H W"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import overload
 
 import torch
 from jaxtyping import UInt8
@@ -13,12 +14,42 @@ AHEAD = 2**22
 """Bytes that are collected at a time, if not minibatch by minibatch."""
 
 
+class MinibatchRows(Sequence[Tensor]):
+    """Cut a permutation into minibatches, each when it is asked for: there may be millions.
+
+    Args:
+        permutation: Of all images.
+        size: Images of a minibatch.
+        first: The first minibatch that is wanted.
+        end: The one after the last; None for all.
+    """
+
+    def __init__(self, permutation: Tensor, size: int, first: int = 0, end: int | None = None) -> None:
+        self._permutation, self._size, self._first = permutation, size, first
+        n = -(-len(permutation) // size)
+        self._end = n if end is None else min(end, n)
+
+    def __len__(self) -> int:
+        return max(0, self._end - self._first)
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, place: slice) -> "MinibatchRows": ...
+    def __getitem__(self, place: int | slice) -> "Tensor | MinibatchRows":
+        if isinstance(place, slice):
+            first, end, _ = place.indices(len(self))
+            return MinibatchRows(self._permutation, self._size, self._first + first, self._first + end)
+        start = (self._first + range(len(self))[place]) * self._size
+        return self._permutation[start : start + self._size]
+
+
 def gather(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
     """Yield the pixels of each minibatch, uint8 (M, D), on the device, in the order asked for.
 
     Args:
         pixels: All images, in memory or mapped from a file.
-        rows: Which images make each minibatch, int64 (M,), on the device of `pixels`.
+        rows: Which images make each minibatch, int64 (M,), on the device of `pixels`; none is larger than the first.
         device: Where to.
     """
     if pixels.device != device or (device.type == "cpu" and pixels.numel() > RESIDENT):
@@ -31,7 +62,7 @@ def gather(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: torch.d
 
 def _parts(rows: Sequence[Tensor], n_pixels: int) -> Iterator[Sequence[Tensor]]:
     """Split into as many minibatches at a time as have `AHEAD` bytes, and one at least."""
-    n = max(1, AHEAD // (max(map(len, rows), default=1) * n_pixels))
+    n = max(1, AHEAD // ((len(rows[0]) if rows else 1) * n_pixels))
     return (rows[start : start + n] for start in range(0, len(rows), n))
 
 

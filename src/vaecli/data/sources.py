@@ -16,10 +16,10 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vaecli.config.schema import TORCHVISION, is_array
+from vaecli.config.schema import TORCHVISION
 from vaecli.data.unpacking import RATIOS, check_unpacked, read_member
 from vaecli.errors import DataError, UsageError, some
-from vaecli.files import may_be_file
+from vaecli.files import cache_directory, may_be_file
 
 Part = Literal["train", "test"]
 Pixels = NDArray[np.uint8]
@@ -114,8 +114,7 @@ def _find_idx(path: Path) -> Path | None:
 
 def default_data_dir() -> Path:
     """Return `VAECLI_DATA_DIR`, or a folder in the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(os.environ.get("VAECLI_DATA_DIR") or cache / "vaecli" / "data")
+    return Path(os.environ.get("VAECLI_DATA_DIR") or cache_directory() / "data")
 
 
 def load_torchvision(name: str, part: Part, directory: Path) -> Source:
@@ -190,9 +189,14 @@ def stand_in(name: str, path: Path) -> None:
     _stand_ins[name] = path
 
 
+def array_path(name: str) -> Path:
+    """Return the file of the array `name`, or what stands in for it."""
+    return _stand_ins.get(name, Path(name))
+
+
 def load_array(name: str) -> Source:
     """Load a .npy, .npz or IDX file of uint8 images (N, H, W), with the labels of the last two. Raises DataError."""
-    path = _stand_ins.get(name, Path(name))
+    path = array_path(name)
     if path.suffix not in {".npy", ".npz"}:
         return _load_idx(path)
     try:
@@ -225,19 +229,6 @@ def _read_npz(path: Path) -> Source:
     if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
         raise DataError(f"{path}: `labels` must be {len(pixels)} integers, not {labels.dtype} of shape {labels.shape}")
     return Source(pixels, None if labels is None else labels.astype(np.int64))
-
-
-def fingerprint(name: str) -> str | None:
-    """Return the SHA-256 of an array's file, None for data sets that have checksums of their own. Raises DataError."""
-    if not is_array(name):
-        return None
-    try:
-        with _stand_ins.get(name, Path(name)).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(
-            f"{name}: {'no such file' if isinstance(error, FileNotFoundError) else error.strerror}"
-        ) from error
 
 
 def _checked(pixels: Any, name: str) -> Pixels:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaecli.config.schema import AnnealingSpec, EvaluationSpec
+from vaecli.config.jobs import AnnealingSpec, EvaluationSpec
 from vaecli.data.dataset import Batch
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation.evidence import mean, monte_carlo_error

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
+from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import EvaluationSpec
 from vaecli.data.dataset import Batch, Split
 from vaecli.evaluation.binarised import binarised_model, grey_level, is_binarised_model, is_dequantized
 from vaecli.evaluation.evidence import Group, by_k, describe, estimate_evidence, mean

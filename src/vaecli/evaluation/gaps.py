@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vaecli.config.schema import EvaluationSpec
+from vaecli.config.jobs import EvaluationSpec
 from vaecli.data.dataset import Batch
 from vaecli.errors import UsageError
 from vaecli.evaluation.evidence import Group, estimate_evidence, mean

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from vaecli import devices
-from vaecli.config.schema import Config, EvaluationSpec
+from vaecli.config.jobs import EvaluationSpec
+from vaecli.config.schema import Config
 from vaecli.data.dataset import Batch, Dataset, Images, binarize_dynamically, build_preprocess
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import write_atomically, write_json

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
+from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.loading import dump_config, fixed_differences, load_config
-from vaecli.config.schema import Config, EvaluationSpec, is_array
+from vaecli.config.schema import Config, is_array
 from vaecli.errors import ConfigError, UsageError, VaecliError, some
 from vaecli.files import ABSENT, lock, may_be_directory, may_be_file, write_directory, write_json, write_text
 from vaecli.runs.environment import describe_environment

@@ -13,11 +13,13 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vaecli.config.schema import OF_MANY_RUNS, Config, EvaluationSpec, Resources
-from vaecli.data.sources import fingerprint
+from vaecli.config.jobs import OF_MANY_RUNS, EvaluationSpec, Resources
+from vaecli.config.schema import Config
+from vaecli.data.summaries import fingerprint
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock, write_json
 from vaecli.runs.run import LOCK
+from vaecli.stages import StageCallback, stoppable
 from vaecli.sweeps.jobs import finished_result, run_jobs
 from vaecli.sweeps.sweep import (
     SHARED_CORES,
@@ -93,7 +95,7 @@ def run_sweep(
         engine: As for `run_configs`.
         address: As for `run_configs`.
         jobs: As for `run_configs`.
-        callback: Is called with a `SweepUpdate` whenever a run begins or ends.
+        callback: Is called with a `SweepUpdate` whenever a run begins or ends, and as the sweep is prepared.
         stop: Is asked again and again whether to checkpoint and stop.
 
     Raises:
@@ -104,7 +106,7 @@ def run_sweep(
     """
     manifest = Manifest(
         evaluation=sweep.evaluation,
-        data_sha256=fingerprint(sweep.base.data.name),
+        data_sha256=fingerprint(sweep.base.data.name, _preparation(sweep.configs, callback, stop)),
         members=[json.loads(config.identity) for config in sweep.configs],
     )
     with output_directory(out, sweep.kind, manifest):
@@ -119,6 +121,16 @@ def run_sweep(
             stop=stop,
         )
     return SweepResult(sweep, results, data_dir)
+
+
+def _preparation(configs: Sequence[Config], callback: SweepCallback | None, stop: Stop) -> StageCallback:
+    """Return what tells the callback what is done before the first run, and ends that when it is asked to stop."""
+
+    def show(stage: str, done: int, total: int) -> None:
+        if callback is not None:
+            callback(SweepUpdate(configs, (), (), None, (stage, done, total)))
+
+    return stoppable(show, stop)
 
 
 class Manifest(BaseModel):
@@ -263,7 +275,7 @@ def run_configs(
     Returns:
         The results, in the order of the configs.
     """
-    planned = dict(enumerate(plan_jobs(configs, options)))
+    planned = dict(enumerate(plan_jobs(configs, options, _preparation(configs, callback, stop))))
     tracker = SweepTracker(configs, callback)
     for i, job in list(planned.items()):
         result = finished_result(job)

@@ -8,6 +8,7 @@ from vaecli.errors import InterruptedRunError, ReproducibilityWarning, VaecliErr
 from vaecli.evaluation.result import NotFiniteError, read_evaluation
 from vaecli.files import may_be_file
 from vaecli.runs.run import Run
+from vaecli.stages import silent, stoppable
 from vaecli.sweeps.sweep import Job, JobResult
 from vaecli.training.stopping import Stop, never
 
@@ -63,7 +64,7 @@ def _train(jobs: Sequence[Job], stop: Stop) -> tuple[dict[int, Run], dict[int, E
     sessions: dict[int, Session] = {}
     failures: dict[int, Exception] = {}
     poll = _Poll(stop)
-    n, controls = len(jobs) - len(runs), Controls(stop=poll)
+    n, controls = len(jobs) - len(runs), Controls(stop=poll, on_stage=stoppable(silent, stop))
     for i, job in enumerate(jobs):
         options, share = job.options, next(iter(sessions.values()), None)
         try:

@@ -10,7 +10,7 @@ from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Event
 from threading import Lock, Thread
 
-from vaecli.config.schema import Resources
+from vaecli.config.jobs import Resources
 from vaecli.errors import InterruptedRunError, VaecliError
 from vaecli.sweeps.sweep import Job, JobResult, RunJobs, plan_jobs
 from vaecli.training.stopping import Stop, block_sigint

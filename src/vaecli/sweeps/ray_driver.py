@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vaecli.config.schema import Config, Resources, is_array
-from vaecli.data.sources import fingerprint
+from vaecli.config.jobs import Resources
+from vaecli.config.schema import Config, is_array
+from vaecli.data.summaries import fingerprint
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError
 from vaecli.files import lock, remove_temporary_files
 from vaecli.runs.run import LOCK

@@ -20,7 +20,8 @@ from typing import Any
 import ray
 
 from vaecli.config.schema import Config
-from vaecli.data.sources import fingerprint, stand_in
+from vaecli.data.sources import stand_in
+from vaecli.data.summaries import fingerprint
 from vaecli.errors import DataError, InterruptedRunError, ReproducibilityWarning, VaecliError
 from vaecli.files import lock, write_atomically, write_bytes, write_directory
 from vaecli.runs.run import CHECKPOINTS, FOLDERS, LOCK, LOGS, Run, list_runs

@@ -15,13 +15,15 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vaecli.config.jobs import OF_MANY_RUNS, EvaluationSpec, Resources
 from vaecli.config.loading import load_config, load_yaml, override
-from vaecli.config.schema import OF_MANY_RUNS, Config, EvaluationSpec, Resources, Section, get_setting
-from vaecli.data.sources import fingerprint
+from vaecli.config.schema import Config, Section, get_setting
+from vaecli.data.summaries import fingerprint
 from vaecli.errors import ConfigError, VaecliError, command_line
 from vaecli.evaluation.result import Evaluation, read_evaluation, read_per_image
 from vaecli.files import may_be_file, safe_name
 from vaecli.runs.run import Run, list_runs
+from vaecli.stages import StageCallback, silent
 from vaecli.training.stopping import Stop
 
 DECODER, SEED = "model.decoder", "seed"
@@ -146,10 +148,10 @@ class Job:
     options: JobOptions
 
 
-def plan_jobs(configs: Sequence[Config], options: JobOptions) -> list[Job]:
+def plan_jobs(configs: Sequence[Config], options: JobOptions, on_stage: StageCallback = silent) -> list[Job]:
     """Return a job for each config, with the run that was begun before, if any. Raises DataError."""
     names = {config.data.name for config in configs}
-    known = {name: known_runs(options.runs_dir, fingerprint(name)) for name in names}
+    known = {name: known_runs(options.runs_dir, fingerprint(name, on_stage)) for name in names}
     return [Job(config, known[config.data.name].get(config.identity), options) for config in configs]
 
 
@@ -263,6 +265,8 @@ class SweepUpdate:
     """The numbers of the configs that are being worked on."""
     seconds_left: float | None
     """At the pace so far; None before any run has been worked on."""
+    stage: tuple[str, int, int] | None = None
+    """Before the first run: what is done, how much of it, and of how much."""
 
 
 SweepCallback = Callable[[SweepUpdate], None]

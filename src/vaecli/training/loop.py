@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vaecli.config.schema import Config
 from vaecli.runs.run import Run
+from vaecli.stages import StageCallback, silent, stoppable
 from vaecli.training.accelerate import choose_step
 from vaecli.training.opening import resume_session, start_session
 from vaecli.training.recorder import TrainingCallback
@@ -35,6 +36,7 @@ def train(
     callback: TrainingCallback | None = None,
     stop: Stop = never,
     limit: Limit | None = None,
+    on_stage: StageCallback = silent,
 ) -> Run:
     """Train a VAE from the start, in a run directory of its own.
 
@@ -46,6 +48,8 @@ def train(
         callback: Is called with a `TrainingUpdate` some times a second, and at the end of every epoch.
         stop: Is asked after every step (or every few that are replayed at once) whether to checkpoint and stop.
         limit: Of the time or the images after which to do so; None for none.
+        on_stage: Is called with what is done before a step and may take long (checksums, a mean image, an order of the
+            images), how much of it is done, and of how much.
 
     Returns:
         The finished run.
@@ -58,7 +62,7 @@ def train(
         LimitReachedError: The limit was reached; `resume` continues.
         VaecliError: The run directory cannot be written.
     """
-    controls = Controls(callback, stop, limit)
+    controls = Controls(callback, stop, limit, stoppable(on_stage, stop))
     return maximise_bound(start_session(config, runs_dir, data_dir, controls, init_from=init_from))
 
 
@@ -70,6 +74,7 @@ def resume(
     callback: TrainingCallback | None = None,
     stop: Stop = never,
     limit: Limit | None = None,
+    on_stage: StageCallback = silent,
 ) -> Run:
     """Continue a run from its last checkpoint: where it was cut, or beyond its end with more epochs.
 
@@ -83,9 +88,11 @@ def resume(
         callback: As for `train`.
         stop: As for `train`.
         limit: As for `train`.
+        on_stage: As for `train`.
 
     Raises:
         UsageError: The changes asked for would not continue the same run.
         VaecliError: The checkpoint cannot be used, or another process trains the run; otherwise as for `train`.
     """
-    return maximise_bound(resume_session(run, config, data_dir, Controls(callback, stop, limit)))
+    controls = Controls(callback, stop, limit, stoppable(on_stage, stop))
+    return maximise_bound(resume_session(run, config, data_dir, controls))

@@ -9,7 +9,7 @@ from vaecli import devices
 from vaecli.config.loading import fixed_differences
 from vaecli.config.schema import RESUMABLE, Config
 from vaecli.data.dataset import Dataset
-from vaecli.data.sources import fingerprint
+from vaecli.data.summaries import fingerprint
 from vaecli.errors import ReproducibilityWarning, UsageError, VaecliError, command_line, in_plain_words
 from vaecli.files import may_be_file
 from vaecli.runs.checkpoint import Checkpoint
@@ -31,13 +31,13 @@ def start_session(
 
     `share` is a session whose images can be used, its config being the same but for the seed.
     """
-    state, dataset = _first_state(config, data_dir, init_from, share)
+    state, dataset = _first_state(config, data_dir, controls, init_from, share)
     run = create_run(
         config,
         Path(runs_dir),
         device=devices.describe(state.vae.device),
         threads=torch.get_num_threads(),
-        data_sha256=fingerprint(config.data.name),
+        data_sha256=fingerprint(config.data.name, controls.on_stage),
         initialised_from=None if init_from is None else str(init_from.checkpoint_path),
     )
     return Session(run, run.lock(), state, dataset, {}, controls)
@@ -65,10 +65,11 @@ def resume_session(
         config = _resumable(run, checkpoint, config)
         if checkpoint is None:
             source = run.environment.get("initialised_from")
-            state, dataset = _first_state(config, data_dir, find_run(str(source), run.path) if source else None, share)
+            init_from = find_run(str(source), run.path) if source else None
+            state, dataset = _first_state(config, data_dir, controls, init_from, share)
         else:
             torch.set_num_threads(checkpoint.threads)
-            state, dataset = _first_state(config, data_dir, None, share)
+            state, dataset = _first_state(config, data_dir, controls, None, share)
             state.restore(checkpoint)
             now = devices.conditions(state.vae.device, replicates, compiled=state.compiled)
             changes = checkpoint.changed_conditions(now) if checkpoint.progress.step else []
@@ -83,7 +84,7 @@ def resume_session(
 
 
 def _first_state(
-    config: Config, data_dir: str | Path | None, init_from: Run | None, share: Session | None
+    config: Config, data_dir: str | Path | None, controls: Controls, init_from: Run | None, share: Session | None
 ) -> tuple[TrainingState, Dataset]:
     """Return the state before the first step, and the images."""
     device = devices.resolve_device(config.device)
@@ -91,8 +92,8 @@ def _first_state(
     devices.allow_tf32(device, config.training.tf32)
     if share is not None and share.state.vae.device != device:
         share = None
-    directory = None if data_dir is None else Path(data_dir)
-    dataset = share.dataset if share else Dataset(config.data, config.model.likelihood.support, directory)
+    support, directory = config.model.likelihood.support, None if data_dir is None else Path(data_dir)
+    dataset = share.dataset if share else Dataset(config.data, support, directory, controls.on_stage)
     _ = dataset.test  # which the end of training needs: better known to be there before than after
     try:
         state = new_state(config, dataset.train, device, share.state if share else None)

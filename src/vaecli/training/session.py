@@ -14,6 +14,7 @@ from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError,
 from vaecli.model.estimators import Bound, evaluate_bound
 from vaecli.runs.checkpoint import Checkpoint
 from vaecli.runs.run import Run
+from vaecli.stages import StageCallback, silent
 from vaecli.training.divergence import check_finite, explain
 from vaecli.training.recorder import Recorder, TrainingCallback, unwritable
 from vaecli.training.state import Chunk, TrainingState
@@ -28,11 +29,12 @@ SECONDS_PER_CHECKPOINT = 15.0
 
 @dataclass(frozen=True)
 class Controls:
-    """Hold what is called as a run goes on, and what may end it; each as for `train`."""
+    """Hold what is called before a run and as it goes on, and what may end it; each as for `train`."""
 
     callback: TrainingCallback | None = None
     stop: Stop = never
     limit: Limit | None = None
+    on_stage: StageCallback = silent
 
 
 class Session:
@@ -83,6 +85,7 @@ class Session:
         self._recorder.start(validation if len(validation) else self.dataset.train)
         validation = validation.to(self.state.vae.device)
         while progress.epoch < self.state.config.training.epochs and not self._has_converged():
+            self.state.begin_epoch(self._controls.on_stage)
             self._clock = time.perf_counter()
             yield from self.state.chunks()
             self.state.end_epoch()

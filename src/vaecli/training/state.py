@@ -1,6 +1,5 @@
 """The state of training: everything that, saved and restored, makes the rest of a run the same to the last bit."""
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -12,13 +11,15 @@ from torch import Tensor
 
 from vaecli.config.schema import Config, TrainingConfig
 from vaecli.data.dataset import Batch, Images, Preprocess, build_preprocess
-from vaecli.data.minibatches import gather
+from vaecli.data.minibatches import MinibatchRows, gather
+from vaecli.data.summaries import mean_image, sha256_of_images
 from vaecli.devices import STEPS, conditions, memory
 from vaecli.errors import UsageError, VaecliError
 from vaecli.model.objectives import draw_noise, kl_weight
 from vaecli.model.vae import VAE, build_meta_vae, build_vae
 from vaecli.randomness import generator
 from vaecli.runs.checkpoint import Checkpoint, Progress
+from vaecli.stages import StageCallback, silent, wait_for
 from vaecli.training.optimizers import Optimizer, build_optimizer, learning_rate
 
 BYTES_PER_PARAMETER = 16
@@ -112,10 +113,20 @@ class TrainingState:
 
     def rows(self) -> Sequence[Tensor]:
         """Return which images make each minibatch that is left of the epoch; draw its permutation if it begins."""
+        self.begin_epoch()
+        assert self.permutation is not None
+        permutation = self.permutation.to(self.images.pixels.device)
+        return MinibatchRows(permutation, self.config.training.batch_size, self.progress.position)
+
+    def begin_epoch(self, on_stage: StageCallback = silent) -> None:
+        """Draw the epoch's permutation, if it is not drawn yet; what `on_stage` raises leaves the state as it is."""
         if self.permutation is None:
-            self.permutation = torch.randperm(len(self.images), generator=self.generators["permutation"])
-        rows: tuple[Tensor, ...] = self.permutation.to(self.images.pixels.device).split(self.config.training.batch_size)
-        return rows[self.progress.position :]
+            stream, n = torch.Generator(), len(self.images)
+            stream.set_state(self.generators["permutation"].get_state())
+            self.permutation = wait_for(
+                f"drawing the order of {n:,} images", lambda: torch.randperm(n, generator=stream), on_stage
+            )
+            self.generators["permutation"].set_state(stream.get_state())
 
     def draw(self, pixels: UInt8[Tensor, "M D"]) -> tuple[Batch, Float[Tensor, "S M Z"]]:
         """Draw what a step needs from the state's own streams: x from the pixels, and ε."""
@@ -208,7 +219,9 @@ def new_state(
         share: A state with the same images on the same device, whose copy of them is used.
     """
     _check_size(config, images, device)
-    vae = build_vae(config.model, images.shape, generator(config.seed, "init"), images.mean).to(device)
+    known = images.pixels.numpy(), images.origin, images.on_stage
+    mean = torch.from_numpy(mean_image(*known)) if config.model.init == "mean_image" else None
+    vae = build_vae(config.model, images.shape, generator(config.seed, "init"), mean).to(device)
     steps = -(-len(images) // config.training.batch_size)
     return TrainingState(
         config=config,
@@ -224,7 +237,7 @@ def new_state(
         progress=Progress(),
         permutation=None,
         trace=torch.zeros(steps, 3, device=device),
-        data_sha256=share.data_sha256 if share else hashlib.sha256(images.pixels.numpy().data).hexdigest(),
+        data_sha256=share.data_sha256 if share else sha256_of_images(*known),
         compiled=_is_compiled(config.training, steps, device),
     )
 

@@ -1,0 +1,28 @@
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from vaecli.config.likelihoods import LIKELIHOODS, Likelihood, Support
+from vaecli.model import conditionals
+from vaecli.training.loop import train
+
+README = Path(__file__).parents[1] / "README.md"
+BLOCKS = re.findall("```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_decoder_of_ones_own_is_one_class_and_one_entry(small, tmp_path, monkeypatch):
+    (definition,) = (block for block in BLOCKS if "(Conditional)" in block)
+    (entry,) = (block for block in BLOCKS if "Likelihood(" in block)
+    written: dict = {}
+    exec(definition, vars(conditionals) | {"__name__": conditionals.__name__}, written)
+    for name, value in written.items():
+        monkeypatch.setattr(conditionals, name, value, raising=False)
+    ((name, likelihood),) = eval(f"{{{entry}}}", {"Likelihood": Likelihood, "Support": Support}).items()
+    monkeypatch.setitem(LIKELIHOODS, name, likelihood)
+    run = train(small(model={"decoder": name}, training={"epochs": 30}), runs_dir=tmp_path)
+    elbos = [row["elbo"] for row in run.metrics if row["split"] == "train"]
+    assert elbos[-1] > elbos[0] + 1  # it learns
+    stddev = run.vae.decoder(torch.zeros(2, 3)).stddev
+    assert stddev.flatten().tolist() == pytest.approx([0.1] * stddev.numel(), rel=0.01)
