@@ -144,7 +144,7 @@ def test_the_report_has_its_files_its_tables_and_its_caveats(run_comparison, tmp
 
 
 def test_differences_are_tested_within_a_support_and_across_by_what_both_have(run_comparison, tmp_path):
-    found, _ = run_comparison(n_seeds=2)
+    found, _ = run_comparison(n_seeds=2, k=100)
     tested = write_report(found, tmp_path / "out")["differences"]
     pairs = {(d["figure"], frozenset((d["better"], d["worse"]))) for d in tested}
     gaussians, with_bernoulli = frozenset(("gaussian", "i-gaussian")), frozenset(("bernoulli", "gaussian"))
@@ -156,6 +156,16 @@ def test_differences_are_tested_within_a_support_and_across_by_what_both_have(ru
     for d in tested:
         if d["holds"]:
             assert max(d["over_seeds"], d["over_images"]) < 0.05
+
+
+def test_a_bound_is_marked_and_ranks_nothing(run_comparison, tmp_path):
+    """Of 5 samples fewer than 10 are effective: what they say is a bound, except of what needs no samples."""
+    found, _ = run_comparison(n_seeds=2, k=5)
+    tested = write_report(found, tmp_path / "out")["differences"]
+    assert {d["figure"] for d in tested} == {"MSE"}
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert "| ≥ " in report
+    assert "The bits/dim is a bound, marked ≥ or ≤, and ranks nothing" in report
 
 
 def made_up(values: dict[str, list[float]]) -> SweepResult:
