@@ -5,7 +5,7 @@ from vaecli.config.likelihoods import Support
 from vaecli.config.schema import DataConfig, ModelConfig
 from vaecli.data.dataset import Batch, build_preprocess
 from vaecli.data.image_grid import ImageShape
-from vaecli.model.estimators import evaluate_bound
+from vaecli.model.bound import evaluate_bound
 from vaecli.model.objectives import elbo
 from vaecli.model.vae import build_vae
 from vaecli.randomness import generator

@@ -10,7 +10,8 @@ from vaecli.config.likelihoods import Support
 from vaecli.config.schema import DataConfig, ModelConfig
 from vaecli.data.dataset import build_preprocess
 from vaecli.data.image_grid import ImageShape
-from vaecli.model.estimators import LogJoint, evaluate_bound, expected_terms, importance_weighted
+from vaecli.model.bound import evaluate_bound
+from vaecli.model.estimators import LogJoint, expected_terms, importance_weighted
 from vaecli.model.objectives import draw, draw_noise
 from vaecli.model.proposals import encoder_proposal
 from vaecli.model.vae import VAE, Prior, StandardNormal, build_vae, kl_per_dimension

@@ -17,8 +17,9 @@ from vaecli.evaluation.binarised import binarised_model, grey_level, is_binarise
 from vaecli.evaluation.evidence import Group, by_k, describe, estimate_evidence, mean
 from vaecli.evaluation.held_out import EvaluationCallback, HeldOut, open_held_out, prepare_directory, write_results
 from vaecli.evaluation.result import Evaluation
+from vaecli.model.bound import ACTIVE
 from vaecli.model.distributions import Density
-from vaecli.model.estimators import ACTIVE, expected_terms, score_log_likelihood
+from vaecli.model.estimators import expected_terms, score_log_likelihood
 from vaecli.model.vae import kl_per_dimension
 from vaecli.runs.run import Run
 

@@ -15,7 +15,7 @@ from vaecli.data.dataset import Images
 from vaecli.data.image_grid import save_png
 from vaecli.errors import VaecliError
 from vaecli.files import remove_temporary_files
-from vaecli.model.estimators import Bound
+from vaecli.model.bound import Bound
 from vaecli.randomness import Stream, generator
 from vaecli.runs.checkpoint import Checkpoint, save_checkpoint
 from vaecli.runs.run import LOGS, Run

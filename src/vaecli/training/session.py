@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vaecli.data.dataset import Dataset
 from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError, in_plain_words
-from vaecli.model.estimators import Bound, evaluate_bound
+from vaecli.model.bound import Bound, evaluate_bound
 from vaecli.runs.checkpoint import Checkpoint
 from vaecli.runs.run import Run
 from vaecli.stages import StageCallback, silent
