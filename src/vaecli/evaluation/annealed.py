@@ -17,7 +17,8 @@ from vaecli.config.jobs import AnnealingSpec, EvaluationSpec
 from vaecli.data.dataset import Batch
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation.evidence import mean, monte_carlo_error
-from vaecli.evaluation.held_out import EvaluationCallback, HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.evaluation.result import Origin
 from vaecli.files import write_atomically
 from vaecli.model.annealing import Path as AnnealingPath
 from vaecli.model.annealing import from_above, from_below, start_at_fitted, start_at_prior, target_of
@@ -27,6 +28,7 @@ from vaecli.model.posterior_samples import log_evidence_from_posterior
 from vaecli.model.proposals import fit_proposal
 from vaecli.randomness import generator
 from vaecli.runs.run import Run
+from vaecli.stages import StageCallback
 
 AT_ONCE = 20
 """Images that are annealed at a time; what is done is kept after each."""
@@ -35,19 +37,9 @@ MOST_DIMENSIONS = 10
 
 
 @dataclass(frozen=True)
-class AnnealedEvaluation:
+class AnnealedEvaluation(Origin):
     """Hold the evidence by annealing, or by the paper's estimator: means over images, in nats per image."""
 
-    run: str
-    checkpoint: str
-    split: str
-    n_images: int
-    seed: int
-    decoder: str
-    support: str
-    observed: str
-    is_likelihood: bool
-    caveat: str | None
     method: str
     start: str
     temperatures: int
@@ -80,7 +72,7 @@ def evaluate_annealed(
     *,
     device: str = "auto",
     data_dir: Path | None = None,
-    callback: EvaluationCallback | None = None,
+    callback: StageCallback | None = None,
 ) -> AnnealedEvaluation:
     """Estimate a run's evidence by annealing, or by the paper's estimator, beside that of fitted proposals.
 

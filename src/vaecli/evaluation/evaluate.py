@@ -15,13 +15,14 @@ from vaecli.config.likelihoods import Support
 from vaecli.data.dataset import Batch, Split
 from vaecli.evaluation.binarised import binarised_model, grey_level, is_binarised_model, is_dequantized
 from vaecli.evaluation.evidence import Group, by_k, describe, estimate_evidence, mean
-from vaecli.evaluation.held_out import EvaluationCallback, HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory, write_results
 from vaecli.evaluation.result import Evaluation
 from vaecli.model.bound import ACTIVE
 from vaecli.model.distributions import Density
 from vaecli.model.estimators import expected_terms, score_log_likelihood
 from vaecli.model.vae import kl_per_dimension
 from vaecli.runs.run import Run
+from vaecli.stages import StageCallback
 
 DRAWS = 100
 """Draws from q(z|x) by which the ELBO of each image is estimated."""
@@ -40,7 +41,7 @@ def evaluate(
     binarised: bool = True,
     device: str = "auto",
     data_dir: Path | None = None,
-    callback: EvaluationCallback | None = None,
+    callback: StageCallback | None = None,
 ) -> Evaluation:
     """Evaluate a run's checkpoint on a split and write the metrics into the run's `evaluations/`.
 
@@ -71,7 +72,7 @@ def evaluate_spec(
     *,
     device: str = "auto",
     data_dir: Path | None = None,
-    callback: EvaluationCallback | None = None,
+    callback: StageCallback | None = None,
 ) -> Evaluation:
     """Evaluate a run as an `EvaluationSpec` describes it; otherwise as `evaluate`."""
     held_out = open_held_out(run, spec, device, data_dir, callback)

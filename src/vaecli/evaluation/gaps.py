@@ -11,11 +11,13 @@ from vaecli.config.jobs import EvaluationSpec
 from vaecli.data.dataset import Batch
 from vaecli.errors import UsageError
 from vaecli.evaluation.evidence import Group, estimate_evidence, mean
-from vaecli.evaluation.held_out import EvaluationCallback, HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.evaluation.result import Origin
 from vaecli.model.distributions import DiagonalNormal, standard_normal
 from vaecli.model.estimators import score_log_likelihood
 from vaecli.model.gaps import best_diagonal, elbo_of, mutual_information
 from vaecli.runs.run import Run
+from vaecli.stages import StageCallback
 
 AT_ONCE = 50
 """Images that a Gaussian is fitted to at a time."""
@@ -24,19 +26,9 @@ DRAWS = 200
 
 
 @dataclass(frozen=True)
-class Gaps:
+class Gaps(Origin):
     """Hold where the bound is lost: means over images, in nats per image."""
 
-    run: str
-    checkpoint: str
-    split: str
-    n_images: int
-    seed: int
-    decoder: str
-    support: str
-    observed: str
-    is_likelihood: bool
-    caveat: str | None
     log_evidence: float
     log_evidence_se: float | None
     best_elbo: float
@@ -67,7 +59,7 @@ def evaluate_gaps(
     seed: int = 0,
     device: str = "auto",
     data_dir: Path | None = None,
-    callback: EvaluationCallback | None = None,
+    callback: StageCallback | None = None,
 ) -> tuple[Gaps, Path]:
     """Split what a run's bound loses into what a diagonal Gaussian loses and what the encoder loses beside it.
 

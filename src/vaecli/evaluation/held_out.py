@@ -1,6 +1,5 @@
 """What is evaluated: the model of one checkpoint, and the held-out images as it sees them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,17 +20,11 @@ from vaecli.files import write_atomically, write_json
 from vaecli.model.vae import VAE
 from vaecli.randomness import Stream, generator
 from vaecli.runs.run import Run
+from vaecli.stages import StageCallback, silent
 
 ROWS = {"cpu": 1000}
 """Samples decoded at a time: on a CPU few enough that a decoder's outputs stay in the cache."""
 ROWS_ELSEWHERE = 100_000
-
-EvaluationCallback = Callable[[str, int, int], None]
-"""Is called with the stage of the work, how much of it is done, and of how much."""
-
-
-def ignore(stage: str, done: int, total: int) -> None:
-    """Take no notice of how far an evaluation has come."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +37,7 @@ class HeldOut:
     """As the run sees them: binarised already where that is done once."""
     grey_pixels: UInt8[Tensor, "N D"]
     spec: EvaluationSpec
-    callback: EvaluationCallback
+    callback: StageCallback
 
     @property
     def config(self) -> Config:
@@ -89,7 +82,7 @@ class HeldOut:
 
 
 def open_held_out(
-    run: Run, spec: EvaluationSpec, device: str, data_dir: Path | None, callback: EvaluationCallback | None
+    run: Run, spec: EvaluationSpec, device: str, data_dir: Path | None, callback: StageCallback | None
 ) -> HeldOut:
     """Load a run's model and the images to evaluate it on.
 
@@ -102,13 +95,14 @@ def open_held_out(
     config, place = run.config, devices.resolve_device(device)
     devices.flush_subnormals()
     devices.allow_tf32(place, allowed=False)
-    dataset = Dataset(config.data, config.model.likelihood.support, data_dir)
+    on_stage = callback or silent
+    dataset = Dataset(config.data, config.model.likelihood.support, data_dir, on_stage)
     images = dataset.split(spec.split)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {spec.split} split has no images")
     grey_pixels = dataset.in_grey().split(spec.split).spread(spec.limit).to(place).pixels
     vae = run.checkpoint.build_vae().to(place).requires_grad_(requires_grad=False)
-    return HeldOut(run, vae, images.spread(spec.limit).to(place), grey_pixels, spec, callback or ignore)
+    return HeldOut(run, vae, images.spread(spec.limit).to(place), grey_pixels, spec, on_stage)
 
 
 def _evaluable(run: Run) -> Run:

@@ -19,8 +19,8 @@ ESTIMATES = ("log_evidence", "bits_per_dim", "binarised_nll")
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Hold the metrics of one checkpoint on one split: means over images, in nats per image unless said otherwise."""
+class Origin:
+    """Say of which checkpoint and which images the metrics of a result are."""
 
     run: str
     checkpoint: str
@@ -33,6 +33,12 @@ class Evaluation:
     """How pixels became x."""
     is_likelihood: bool
     caveat: str | None
+
+
+@dataclass(frozen=True)
+class Evaluation(Origin):
+    """Hold the metrics of one checkpoint on one split: means over images, in nats per image unless said otherwise."""
+
     proposal: str
     """Where importance samples come from: "fitted" or "encoder"."""
     k: int

@@ -40,7 +40,7 @@ MAX_STARTS = 8
 CANDIDATES = 32
 """Draws from the prior of which the best is a further start."""
 
-LogDensity = Callable[[Float[Tensor, "S B Z"], Tensor], Float[Tensor, "S B"]]
+LogJointOfImages = Callable[[Float[Tensor, "S B Z"], Tensor], Float[Tensor, "S B"]]
 """Computes log p(x, z) in float64 of the images with these numbers."""
 
 
@@ -92,15 +92,10 @@ class Mixture(Proposal):
 
     def draw(self, n: int, generator: torch.Generator) -> Proposed:
         """Draw from each part as many as its share says, to within one sample; the order is random."""
-        like = self.encoder.like
-        places = torch.randperm(n, generator=generator, device=like.device).double()
-        shift = torch.rand(len(like), generator=generator, device=like.device, dtype=torch.float64)
-        noise = standard_normal((n, *like.shape), like, generator)
-        return self.place(places, shift, noise)
+        return self.place(*_draw_places(n, self.encoder.like, generator))
 
-    def place(self, places: Float[Tensor, " S"], shift: Float[Tensor, " B"], noise: Float[Tensor, "S B Z"]) -> Proposed:
-        """Return the samples that noise becomes, the places a permutation of 0 .. S-1 and the shifts in [0, 1)."""
-        u = (places[:, None] + shift) / len(places)
+    def place(self, u: Float[Tensor, "S B"], noise: Float[Tensor, "S B Z"]) -> Proposed:
+        """Return the samples that noise becomes; u in [0, 1) says by which part."""
         bounds = self.log_share.exp().cumsum(0)[:-1]
         part = (u[:, None] >= bounds).sum(1)  # (S, B), of the encoder J
         posterior = self.encoder.posterior
@@ -137,7 +132,7 @@ def encoder_proposal(vae: VAE, batch: Batch) -> EncoderProposal:
 
 
 @torch.no_grad()
-def fit_proposal(vae: VAE, batch: Batch, log_joint: LogDensity, generator: torch.Generator) -> Mixture:
+def fit_proposal(vae: VAE, batch: Batch, log_joint: LogJointOfImages, generator: torch.Generator) -> Mixture:
     """Fit a proposal to each image of a batch.
 
     With few latent dimensions several modes are looked for: from the encoder's mean, and from the best of some draws
@@ -170,7 +165,7 @@ def fit_proposal(vae: VAE, batch: Batch, log_joint: LogDensity, generator: torch
 
 
 @torch.no_grad()
-def adapt(mixture: Mixture, vae: VAE, batch: Batch, log_joint: LogDensity, generator: torch.Generator) -> Mixture:
+def adapt(mixture: Mixture, vae: VAE, batch: Batch, log_joint: LogJointOfImages, generator: torch.Generator) -> Mixture:
     """Move a proposal with the weights of pilot samples, until enough of them are effective.
 
     In each round every sample so far is weighed against the mixture of all proposals that there were, and one step of
@@ -185,10 +180,8 @@ def adapt(mixture: Mixture, vae: VAE, batch: Batch, log_joint: LogDensity, gener
     )
     log_qs = log_p
     for number in range(MAX_ROUNDS):
-        places = torch.randperm(PILOTS, generator=generator, device=z.device).double()
-        shift = torch.rand(len(batch.target), generator=generator, device=z.device, dtype=torch.float64)
-        noise = standard_normal((PILOTS, *mixture.encoder.like.shape), z, generator)
-        new = current.place(places, shift[left], noise[:, left])
+        u, noise = _draw_places(PILOTS, mixture.encoder.like, generator)  # of all images, whichever are left
+        new = current.place(u[:, left], noise[:, left])
         new_log_p = log_joint(new.z, left)
         size = effective_sample_size(new_log_p - new.log_q)
         old_under_new = torch.logaddexp(log_qs, current.log_prob(z)) if len(z) else log_qs
@@ -210,6 +203,15 @@ def adapt(mixture: Mixture, vae: VAE, batch: Batch, log_joint: LogDensity, gener
             Mixture(encoder, *(part[:, going] for part in _tensors(each))) for each in (current, *earlier)
         )
     return adapted
+
+
+def _draw_places(
+    n: int, like: Float[Tensor, "B Z"], generator: torch.Generator
+) -> tuple[Float[Tensor, "n B"], Float[Tensor, "n B Z"]]:
+    """Draw u, one in each of n equal parts of [0, 1) and in random order for each image, and standard normal noise."""
+    places = torch.randperm(n, generator=generator, device=like.device).double()
+    shift = torch.rand(len(like), generator=generator, device=like.device, dtype=torch.float64)
+    return (places[:, None] + shift) / n, standard_normal((n, *like.shape), like, generator)
 
 
 def _tensors(mixture: Mixture) -> tuple[Tensor, Tensor, Tensor]:

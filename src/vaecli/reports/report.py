@@ -12,6 +12,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.loading import dump_config
 from vaecli.config.schema import describe_settings, get_setting
 from vaecli.errors import VaecliError
@@ -182,9 +183,15 @@ def _introduction(found: SweepResult) -> str:
     evaluation, names = found.sweep.evaluation, _values_of(found.results, "data.name")
     failed = f", and {len(found.failed)} that failed," if found.failed else ""
     return (
-        f"{_count(len(found.done), 'run')}{failed} on {', '.join(names)}; evaluated on {evaluation.split} images with "
+        f"{_count(len(found.done), 'run')}{failed} on {', '.join(names)}; evaluated on {_images(evaluation)} with "
         f"{_count(evaluation.k, 'importance sample')} each."
     )
+
+
+def _images(evaluation: EvaluationSpec) -> str:
+    """Say which images runs are evaluated on."""
+    every = f"all {evaluation.split} images"
+    return every if evaluation.limit is None else f"{evaluation.limit:,} {evaluation.split} images, or all there are,"
 
 
 def _count(n: int, noun: str) -> str:
