@@ -11,8 +11,8 @@ VAE    := .venv/bin/vae
 train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw samples from it
 	$(VAE) train --config $(CONFIG)
 
-test: lint  ## lint, then run the tests
-	.venv/bin/python -m pytest
+test: lint  ## lint, then run the tests, two files at a time
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 stress: $(READY)  ## fail at every write of a run, and kill it at random; each time it must end in the same bits
 	.venv/bin/python -m pytest --no-cov --stress tests/test_reliability.py

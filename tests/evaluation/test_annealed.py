@@ -14,6 +14,8 @@ from vaecli.runs.run import Run
 from vaecli.training.loop import train
 
 QUICK = AnnealingSpec(temperatures=15, chains=30, bracket=True)
+SHORTEST = AnnealingSpec(temperatures=4, chains=4, bracket=True)
+"""Where only the same numbers are asked for, not good ones."""
 
 
 @pytest.fixture(params=["bernoulli", "sigma-gaussian", "discretized-logistic"])  # one of each support
@@ -53,7 +55,7 @@ def test_annealing_from_the_prior_comes_to_the_same(bernoulli):
 
 def test_an_annealing_that_was_stopped_goes_on_to_the_same(bernoulli, monkeypatch):
     monkeypatch.setattr(annealed, "AT_ONCE", 2)
-    whole = evaluate_annealed(bernoulli, QUICK)
+    whole = evaluate_annealed(bernoulli, SHORTEST)
     for path in written(bernoulli, "ais"):
         path.unlink()
 
@@ -62,12 +64,14 @@ def test_an_annealing_that_was_stopped_goes_on_to_the_same(bernoulli, monkeypatc
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_annealed(bernoulli, QUICK, callback=stop)
+        evaluate_annealed(bernoulli, SHORTEST, callback=stop)
     (kept,) = written(bernoulli, "partial")
     with np.load(kept) as arrays:
         assert 0 < len(arrays["lower"]) < 6
     seen = []
-    again = evaluate_annealed(bernoulli, QUICK, callback=lambda stage, done, total: seen.append((stage, done, total)))
+    again = evaluate_annealed(
+        bernoulli, SHORTEST, callback=lambda stage, done, total: seen.append((stage, done, total))
+    )
     assert again == whole
     assert not written(bernoulli, "partial")
     first = next(done / total for stage, done, total in seen if stage == "annealing")
@@ -76,13 +80,13 @@ def test_an_annealing_that_was_stopped_goes_on_to_the_same(bernoulli, monkeypatc
 
 
 def test_what_was_kept_of_another_checkpoint_or_is_damaged_is_not_gone_on_from(bernoulli, monkeypatch):
-    whole = evaluate_annealed(bernoulli, QUICK)
+    whole = evaluate_annealed(bernoulli, SHORTEST)
     (path,) = written(bernoulli, "bracket.json")
     kept = path.with_suffix(".partial.npz")
     kept.write_bytes(b"damaged")
-    assert evaluate_annealed(bernoulli, QUICK) == whole
+    assert evaluate_annealed(bernoulli, SHORTEST) == whole
     np.savez(kept, digest="another", lower=np.zeros(6))
-    assert evaluate_annealed(bernoulli, QUICK) == whole
+    assert evaluate_annealed(bernoulli, SHORTEST) == whole
 
 
 def test_the_papers_estimator_is_near_the_evidence_where_few_dimensions_are(bernoulli, small, tmp_path):

@@ -95,13 +95,13 @@ def open_held_out(
     config, place = run.config, devices.resolve_device(device)
     devices.flush_subnormals()
     devices.allow_tf32(place, allowed=False)
+    vae = run.checkpoint.build_vae().to(place).requires_grad_(requires_grad=False)  # checked before images are read
     on_stage = callback or silent
     dataset = Dataset(config.data, config.model.likelihood.support, data_dir, on_stage)
     images = dataset.split(spec.split)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {spec.split} split has no images")
     grey_pixels = dataset.in_grey().split(spec.split).spread(spec.limit).to(place).pixels
-    vae = run.checkpoint.build_vae().to(place).requires_grad_(requires_grad=False)
     return HeldOut(run, vae, images.spread(spec.limit).to(place), grey_pixels, spec, on_stage)
 
 
