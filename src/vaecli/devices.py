@@ -3,15 +3,17 @@
 import platform
 import re
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from vaecli.config.schema import DEVICE
 from vaecli.errors import UsageError
 from vaecli.memory import process_memory
+from vaecli.products import Library, has_onednn
 
-REPLICATES, STEPS = "replicates", "steps"
-DEFAULTS = {REPLICATES: "1", STEPS: "eager"}
+REPLICATES, STEPS, PRODUCTS, DRAWS = "replicates", "steps", "matrix products", "random numbers"
+DEFAULTS = {REPLICATES: "1", STEPS: "eager", PRODUCTS: "torch", DRAWS: "32 bits each"}
 """Conditions of checkpoints that do not name them."""
 
 
@@ -59,13 +61,32 @@ def allow_tf32(device: torch.device, allowed: bool) -> None:
         torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
 
 
-def conditions(device: torch.device, replicates: int = 1, *, compiled: bool = False) -> dict[str, str]:
+def choose_library(setting: Literal["auto", "torch", "onednn"], device: torch.device) -> Library:
+    """Return the library that a config's `training.products` asks for.
+
+    `auto` goes by the processor and not by a measurement, since the library decides the bits: oneDNN on processors by
+    AMD with AVX-512, where it was measured to be the faster one, and torch's everywhere else.
+
+    Raises:
+        UsageError: oneDNN is asked for where it is not to be had.
+    """
+    if setting == "onednn" and device.type == "cpu" and not has_onednn(device):
+        raise UsageError("training.products: onednn is not to be had from this torch; write auto")
+    is_faster = _vendor() == "AuthenticAMD" and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    wanted = setting == "onednn" or (setting == "auto" and is_faster)
+    return "onednn" if wanted and has_onednn(device) else "torch"
+
+
+def conditions(
+    device: torch.device, replicates: int = 1, *, compiled: bool = False, library: str = "torch"
+) -> dict[str, str]:
     """Return what, besides the config and the number of threads, decides the bits of training.
 
     Args:
         device: Where the parameters are.
         replicates: How many runs are trained as one batched program.
         compiled: Whether the gradient is compiled.
+        library: What makes the matrix products.
     """
     return {
         "torch": str(torch.__version__),
@@ -73,6 +94,8 @@ def conditions(device: torch.device, replicates: int = 1, *, compiled: bool = Fa
         "instruction set": torch.backends.cpu.get_cpu_capability(),
         REPLICATES: str(replicates),
         STEPS: "compiled" if compiled else "eager",
+        PRODUCTS: library,
+        DRAWS: "16 bits each",
     }
 
 
@@ -90,9 +113,19 @@ def describe(device: torch.device) -> str:
     return _processor()
 
 
+def _vendor() -> str | None:
+    """Return the maker of the processor, as `AuthenticAMD` or `GenuineIntel`; None where it is not known."""
+    return _of_processor("vendor_id")
+
+
 def _processor() -> str:
+    return _of_processor("model name") or platform.processor() or platform.machine()
+
+
+def _of_processor(fact: str) -> str | None:
+    """Return what Linux says of the first processor; None on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+    except OSError:
+        return None
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(fact)), None)

@@ -133,7 +133,10 @@ class TrainingConfig(Section):
     """Stop as converged after so many epochs without a better validation ELBO; null: never."""
     compile: Literal["auto", "on", "off"] = "auto"
     """On the CPU: compile the gradient of the bound, which takes some ten seconds and a C++ compiler. auto: where at
-    least 50,000 steps are to be made, and there is a compiler."""
+    least 12,000 steps are to be made, and there is a compiler."""
+    products: Literal["auto", "torch", "onednn"] = "auto"
+    """On the CPU: what makes the matrix products, torch's own library or oneDNN. auto: oneDNN on AMD processors with
+    AVX-512."""
     cuda_graph: bool = False
     """On CUDA: record some steps once and replay them, in one launch each time."""
     tf32: bool = False
@@ -242,6 +245,8 @@ class Config(Section):
             unused["objective.estimator"] = "iwae has only one"
         if self.device not in {"auto", "cpu"} and self.training.compile != "off":
             unused["training.compile"] = f"device is {self.device}"
+        if self.device not in {"auto", "cpu"}:
+            unused["training.products"] = f"device is {self.device}"
         if self.device in {"cpu", "mps"}:
             unused |= dict.fromkeys(("training.cuda_graph", "training.tf32"), f"device is {self.device}")
         return unused

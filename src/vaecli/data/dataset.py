@@ -30,6 +30,7 @@ from vaecli.data.sources import (
     load_torchvision,
 )
 from vaecli.errors import DataError
+from vaecli.randomness import draw_int16
 from vaecli.stages import StageCallback, silent, wait_for
 
 Split = Literal["train", "validation", "test"]
@@ -203,9 +204,10 @@ Preprocess = Callable[[UInt8[Tensor, "B D"], torch.Generator], Batch]
 
 
 def binarize_dynamically(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:
-    """Draw b ~ Bern(k/255), exactly: b = [r < k] with r uniform on the integers 0..254."""
-    r = torch.randint(0, 255, pixels.shape, generator=generator, device=pixels.device, dtype=torch.uint8)
-    b = (r < pixels).float()
+    """Draw b ~ Bern(k/255), exactly: b = [r < 257 k] with r uniform on the 255 · 257 integers 0..65534."""
+    r = draw_int16(pixels.shape, generator, high=(1 << 15) - 1)  # less 2¹⁵, as is what it is compared with
+    b = torch.empty(pixels.shape, device=pixels.device)
+    torch.lt(r, (pixels.short() * 257).add_(-1 << 15), out=b)  # a comparison into float32 saves a conversion
     return Batch(b, b)
 
 
@@ -220,8 +222,8 @@ def dequantize(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batc
 
     u is uniform on the multiples of 2⁻¹⁶, so that float32 holds y exactly and rounding never lifts it to (k + 1)/256.
     """
-    u = torch.randint(0, 1 << 16, pixels.shape, generator=generator, device=pixels.device, dtype=torch.int32)
-    y = (pixels.int() * (1 << 16) + u) / (1 << 24)
+    u = draw_int16(pixels.shape, generator)  # times 2¹⁶, less ½
+    y = pixels.float().div_(256).add_(2**-9).add_(u, alpha=2**-24)
     return Batch(y, y)
 
 

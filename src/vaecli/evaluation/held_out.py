@@ -18,6 +18,7 @@ from vaecli.data.dataset import Batch, Dataset, Images, binarize_dynamically, bu
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import write_atomically, write_json
 from vaecli.model.vae import VAE
+from vaecli.products import use_library
 from vaecli.randomness import Stream, generator
 from vaecli.runs.run import Run
 from vaecli.stages import StageCallback, silent
@@ -96,6 +97,7 @@ def open_held_out(
     devices.flush_subnormals()
     devices.allow_tf32(place, allowed=False)
     vae = run.checkpoint.build_vae().to(place).requires_grad_(requires_grad=False)  # checked before images are read
+    use_library(vae, devices.choose_library(config.training.products, place))
     on_stage = callback or silent
     dataset = Dataset(config.data, config.model.likelihood.support, data_dir, on_stage)
     images = dataset.split(spec.split)

@@ -13,6 +13,7 @@ from torch import nn
 
 from vaecli.config.schema import ModelConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.products import Linear
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
 DRAWN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -36,7 +37,7 @@ def perceptron(sizes: Sequence[int], activation: Literal["relu", "tanh"]) -> nn.
     """Stack linear layers of `sizes` = (inputs, hidden ..., outputs) with the activation between."""
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(sizes):
-        layers += [nn.Linear(n_in, n_out), ACTIVATIONS[activation]()]
+        layers += [Linear(n_in, n_out), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
 
 

@@ -1,38 +1,44 @@
 """Steps made faster: compiled, vmapped over several states, or replayed from a CUDA graph. One place chooses."""
 
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Sequence
-from types import FunctionType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, vmap
 
 from vaecli.data.dataset import Batch
-from vaecli.errors import ReproducibilityWarning, UsageError
-from vaecli.model.objectives import Objective, build_objective, loss
+from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError
+from vaecli.model.objectives import Objective, build_objective, draw_noise, loss
 from vaecli.model.vae import VAE
+from vaecli.stages import StageCallback, silent, wait_for
 from vaecli.training.optimizers import Optimizer
 from vaecli.training.state import Chunk, Minibatch, TrainingState
 from vaecli.training.step import EagerStep, Step, one_by_one
 from vaecli.training.stopping import block_sigint
 
+_COMPILER = threading.Lock()
+"""The compiler is one for the process, and may still be at work for a run that was stopped meanwhile."""
 WARM_UP_STEPS = 3
 """Steps made before a CUDA graph is recorded: libraries set themselves up in the first ones."""
 
 
-def choose_step(states: Sequence[TrainingState]) -> Step:
-    """Return what makes the steps that a config asks for, of one state or of several as one batched program."""
+def choose_step(states: Sequence[TrainingState], on_stage: StageCallback = silent) -> Step:
+    """Return what makes the steps that a config asks for, of one state or of several as one batched program.
+
+    `on_stage` is called as long as something is prepared for the first step.
+    """
     first = states[0]
     if len(states) > 1:
         step: EagerStep | VmappedStep = VmappedStep(states, stack(states))
     else:
         first.replicates = 1
         first.optimizer.n_steps.fill_(first.progress.step)
-        step = CompiledStep(first) if first.compiled else EagerStep(first)
+        step = CompiledStep(first, on_stage) if first.compiled else EagerStep(first)
     return CudaGraphStep(step) if first.uses_cuda_graph else one_by_one(step)
 
 
@@ -65,55 +71,75 @@ class FunctionalLoss(nn.Module):
 
 
 class CompiledStep(EagerStep):
-    """Make eager steps, but with the loss and its gradient compiled into fewer operations by `torch.compile`.
+    """Make eager steps, but with the loss and its gradient compiled into fewer operations.
 
-    The values are those of `EagerStep` to rounding. What is compiled is for minibatches of the full size; the last of
-    an epoch may be smaller and is made eagerly.
+    What is compiled is a record of the operations of `EagerStep`, forward and backward, and its values are theirs to
+    rounding. It is for minibatches of the full size; the last of an epoch may be smaller and is made eagerly.
+
+    Args:
+        state: What to make steps of.
+        on_stage: Is called as long as the compiler is at work; what it raises leaves the state as it is.
     """
 
-    def __init__(self, state: TrainingState) -> None:
+    def __init__(self, state: TrainingState, on_stage: StageCallback = silent) -> None:
         super().__init__(state)
-        self._size = state.batch_size
+        self._on_stage = on_stage
         self._weights = [parameter.detach() for parameter in state.vae.parameters()]
         self._buffers = list(state.vae.buffers())
-        self._gradient: Callable[..., tuple[list[Tensor], Tensor]] | None = None
+        self._gradient: Callable[..., Sequence[Tensor]] | None = None
+
+    def __call__(self, minibatch: Minibatch) -> Float[Tensor, " 3"]:
+        """Make a step, after the compilation if it is the first: before anything is drawn for it."""
+        if self._gradient is None and self._takes(minibatch.pixels):
+            try:
+                self._gradient = wait_for("compiling the step", self._compile, self._on_stage)
+            except InterruptedRunError:
+                raise
+            except Exception as error:  # noqa: BLE001 (there are many on the way to a compiler)
+                self._continue_eagerly(error)
+        return super().__call__(minibatch)
 
     def differentiate(
         self, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: float | Tensor
     ) -> Float[Tensor, " 3"]:
         """Leave the gradient of the loss with the parameters, and return the loss, the log-likelihood and the KL."""
-        if len(batch.input) < self._size or not self.state.compiled:
+        if self._gradient is None or not self._takes(batch.input):
             return super().differentiate(batch, epsilon, kl_weight)
         weight = torch.as_tensor(kl_weight)  # as a number it would be compiled in
-        arguments = (self._weights, self._buffers, batch, epsilon, weight)
-        if self._gradient is None:
-            try:
-                self._gradient = self._compile()
-                with block_sigint():  # or a Ctrl-C would end the compiler, which is a process of its own
-                    gradients, terms = self._gradient(*arguments)
-            except Exception as error:  # noqa: BLE001 (there are many on the way to a compiler)
-                self._continue_eagerly(error)
-                return super().differentiate(batch, epsilon, kl_weight)
-        else:
-            gradients, terms = self._gradient(*arguments)
+        self.optimizer.zero_grad()  # first, so that the next gradients lie where the last ones did, in the caches
+        *gradients, terms = self._gradient(*self._weights, *self._buffers, *batch, epsilon, weight)
         for parameter, gradient in zip(self.optimizer.parameters, gradients, strict=True):
             parameter.grad = gradient
         return terms
 
-    def _compile(self) -> Callable[..., tuple[list[Tensor], Tensor]]:
+    def _takes(self, images: Tensor) -> bool:
+        return self.state.compiled and len(images) == self.state.batch_size
+
+    def _compile(self) -> Callable[..., Sequence[Tensor]]:
+        """Return what maps parameters, buffers, a minibatch, ε and the KL weight to the gradients and the terms."""
+        from torch._inductor import compile as compile_graph  # noqa: PLC0415 (a second, and not every run compiles)
+        from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
+
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
-        differentiated = grad_and_value(FunctionalLoss(self.state.vae, self.objective).at, has_aux=True)
+        state, n_weights, n_own = self.state, len(self._weights), len(self._weights) + len(self._buffers)
+        functional = FunctionalLoss(state.vae, self.objective)
 
-        def gradient(*arguments: Any) -> tuple[list[Tensor], Tensor]:
-            gradients, (_, terms) = differentiated(*arguments)
-            return gradients, terms
+        def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
+            weights = [weight.detach().requires_grad_() for weight in tensors[:n_weights]]
+            buffers, (x, target, epsilon, kl_weight) = tensors[n_weights:n_own], tensors[n_own:]
+            value, terms = functional.at(weights, buffers, Batch(x, target), epsilon, kl_weight)
+            return *torch.autograd.grad(value, weights), terms
 
-        # torch keeps what it compiled with the code object, and looks at every call whether it still applies. With a
-        # code object of its own it always does, and a process may compile as many as it likes.
-        own = FunctionType(gradient.__code__.replace(), gradient.__globals__, closure=gradient.__closure__)
-        compiled: Callable[..., tuple[list[Tensor], Tensor]] = torch.compile(
-            own, fullgraph=True, dynamic=False, options={"guard_filter_fn": lambda guards: [False] * len(guards)}
-        )
+        noise = torch.Generator()  # of an example, whose values do not matter
+        batch = state.preprocess(state.images.pixels[: state.batch_size], noise)
+        epsilon = draw_noise(state.vae, batch, state.config.objective.L, noise)
+        example = (*self._weights, *self._buffers, *batch, epsilon, torch.ones(()))
+        # SIGINT is blocked, or a Ctrl-C would end the compiler, which is a process of its own.
+        with _COMPILER, block_sigint():
+            with torch.enable_grad():
+                operations = make_fx(gradient, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
+            with torch.no_grad():
+                compiled: Callable[..., Sequence[Tensor]] = compile_graph(operations, list(example))
         return torch.no_grad()(compiled)
 
     def _continue_eagerly(self, error: Exception) -> None:

@@ -20,7 +20,7 @@ def maximise_bound(session: Session) -> Run:
     (`vaecli.training.step.EagerStep`). The session counts, checks, reports, saves, evaluates and stops.
     """
     with session, closing(session.chunks()) as chunks:
-        step = choose_step([session.state])
+        step = choose_step([session.state], session.on_stage)
         for chunk in chunks:
             terms = step(chunk)
             session.advance(chunk, terms)

@@ -37,6 +37,7 @@ def start_session(
         Path(runs_dir),
         device=devices.describe(state.vae.device),
         threads=torch.get_num_threads(),
+        matrix_products=state.library,
         data_sha256=fingerprint(config.data.name, controls.on_stage),
         initialised_from=None if init_from is None else str(init_from.checkpoint_path),
     )
@@ -71,8 +72,7 @@ def resume_session(
             torch.set_num_threads(checkpoint.threads)
             state, dataset = _first_state(config, data_dir, controls, None, share)
             state.restore(checkpoint)
-            now = devices.conditions(state.vae.device, replicates, compiled=state.compiled)
-            changes = checkpoint.changed_conditions(now) if checkpoint.progress.step else []
+            changes = checkpoint.changed_conditions(state.conditions(replicates)) if checkpoint.progress.step else []
             if changes:
                 message = f"{run.name}: may not end in the same bits as an uncut run: {'; '.join(changes)}"
                 warnings.warn(message, ReproducibilityWarning, stacklevel=3)

@@ -65,6 +65,11 @@ class Session:
         self._limit = controls.limit or Limit()
         self._best: Checkpoint | None = None
 
+    @property
+    def on_stage(self) -> StageCallback:
+        """Return what is told of work that takes long before a step."""
+        return self._controls.on_stage
+
     def __enter__(self) -> "Session":
         self._recorder = Recorder(self.run, self._lock, self.state, self._log_lengths, self._controls.callback)
         self._images_before = self.state.progress.images

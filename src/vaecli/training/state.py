@@ -13,10 +13,11 @@ from vaecli.config.schema import Config, TrainingConfig
 from vaecli.data.dataset import Batch, Images, Preprocess, build_preprocess
 from vaecli.data.minibatches import MinibatchRows, gather
 from vaecli.data.summaries import mean_image, sha256_of_images
-from vaecli.devices import STEPS, conditions, memory
+from vaecli.devices import DEFAULTS, PRODUCTS, STEPS, choose_library, conditions, memory
 from vaecli.errors import UsageError, VaecliError
 from vaecli.model.objectives import draw_noise, kl_weight
 from vaecli.model.vae import VAE, build_meta_vae, build_vae
+from vaecli.products import Library, has_onednn, use_library
 from vaecli.randomness import generator
 from vaecli.runs.checkpoint import Checkpoint, Progress
 from vaecli.stages import StageCallback, silent, wait_for
@@ -24,8 +25,8 @@ from vaecli.training.optimizers import Optimizer, build_optimizer, learning_rate
 
 BYTES_PER_PARAMETER = 16
 """float32: itself, its gradient, and two moments."""
-STEPS_TO_COMPILE_FOR = 50_000
-"""Compilation takes as long as it saves in some 20,000."""
+STEPS_TO_COMPILE_FOR = 12_000
+"""Compilation takes as long as it saves in so many steps, or in 4,000 where the same was compiled before."""
 STEPS_PER_LAUNCH = 25
 """Steps in a CUDA graph."""
 STEP = "step"
@@ -66,6 +67,11 @@ class TrainingState:
     """How many states, with this one, are trained as one batched program."""
     compiled: bool = False
     """Whether the gradient is compiled: decided when the run begins, and kept when it is resumed."""
+    library: Library = "torch"
+    """What makes the matrix products; decided and kept likewise."""
+
+    def __post_init__(self) -> None:
+        use_library(self.vae, self.library)
 
     @property
     def batch_size(self) -> int:
@@ -153,6 +159,10 @@ class TrainingState:
         for tensor in (*self.vae.parameters(), *self.vae.buffers()):
             tensor.data = tensor.data.clone()
 
+    def conditions(self, replicates: int) -> dict[str, str]:
+        """Return what, besides the config and the number of threads, decides the bits of so many states together."""
+        return conditions(self.vae.device, replicates, compiled=self.compiled, library=self.library)
+
     def capture(self, log_lengths: Mapping[str, int]) -> Checkpoint:
         """Copy the state into a checkpoint, with the byte lengths of the append-only logs."""
         return Checkpoint(
@@ -168,7 +178,7 @@ class TrainingState:
             permutation=None if self.permutation is None else self.permutation.clone(),
             trace=self.trace.cpu().clone(),
             threads=torch.get_num_threads(),
-            conditions=conditions(self.vae.device, self.replicates, compiled=self.compiled),
+            conditions=self.conditions(self.replicates),
             data_sha256=self.data_sha256,
             logs=dict(log_lengths),
         )
@@ -195,7 +205,10 @@ class TrainingState:
             self.trace.copy_(checkpoint.trace)
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise VaecliError(f"the checkpoint's training state does not fit its config: {error}") from error
-        self.compiled = checkpoint.conditions.get(STEPS) == "compiled"
+        before = DEFAULTS | checkpoint.conditions
+        self.compiled = before[STEPS] == "compiled"
+        self.library = "onednn" if before[PRODUCTS] == "onednn" and has_onednn(self.vae.device) else "torch"
+        use_library(self.vae, self.library)
         vars(self.progress).update(vars(checkpoint.progress))  # in place: others hold on to it
         self.permutation = checkpoint.permutation
 
@@ -239,6 +252,7 @@ def new_state(
         trace=torch.zeros(steps, 3, device=device),
         data_sha256=share.data_sha256 if share else sha256_of_images(*known),
         compiled=_is_compiled(config.training, steps, device),
+        library=choose_library(config.training.products, device),
     )
 
 
