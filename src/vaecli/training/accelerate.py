@@ -1,5 +1,6 @@
 """Steps made faster: compiled, vmapped over several states, or replayed from a CUDA graph. One place chooses."""
 
+import copy
 import logging
 import threading
 import warnings
@@ -122,7 +123,8 @@ class CompiledStep(EagerStep):
 
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
         state, n_weights, n_own = self.state, len(self._weights), len(self._weights) + len(self._buffers)
-        functional = FunctionalLoss(state.vae, self.objective)
+        vae = copy.deepcopy(state.vae)  # whose tensors are replaced meanwhile, even after a stop
+        functional = FunctionalLoss(vae, self.objective)
 
         def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
             weights = [weight.detach().requires_grad_() for weight in tensors[:n_weights]]
@@ -132,7 +134,7 @@ class CompiledStep(EagerStep):
 
         noise = torch.Generator()  # of an example, whose values do not matter
         batch = state.preprocess(state.images.pixels[: state.batch_size], noise)
-        epsilon = draw_noise(state.vae, batch, state.config.objective.L, noise)
+        epsilon = draw_noise(vae, batch, state.config.objective.L, noise)
         example = (*self._weights, *self._buffers, *batch, epsilon, torch.ones(()))
         # SIGINT is blocked, or a Ctrl-C would end the compiler, which is a process of its own.
         with _COMPILER, block_sigint():
