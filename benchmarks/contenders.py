@@ -5,6 +5,7 @@ them grey), q(z|x) and p(x|z) with one hidden layer of H units, Z latent dimensi
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -47,42 +48,74 @@ def images(n: int) -> np.ndarray:
     return np.resize(pixels, (n, PIXELS))
 
 
-def _matrices(work: Work, device: Any) -> tuple[list[Any], Callable[[], None]]:
-    """Return the parameters' gradients, and the eleven matrix products of a step."""
+def multiply_adds(work: Work) -> int:
+    """Count the multiplications, each with an addition, in the eleven matrix products of a step."""
+    layers = PIXELS * work.hidden, work.hidden * 2 * work.latent
+    decoder = work.latent * work.hidden, work.hidden * PIXELS
+    return 3 * work.batch * (sum(layers) + work.samples * sum(decoder)) - work.batch * layers[0]
+
+
+def _matrices(work: Work, library: str) -> tuple[list[Any], Callable[[], list[Any]]]:
+    """Return the parameters' gradients, and the eleven matrix products of a step, by torch's library or by oneDNN."""
     import torch
 
     h, z, rows = work.hidden, work.latent, work.batch * work.samples
 
     def new(*shape: int) -> Any:
-        return torch.randn(*shape, device=device) / shape[-1] ** 0.5
+        return torch.randn(*shape, device=work.device) / shape[-1] ** 0.5
 
     x, w1, w2, w3, w4 = new(work.batch, PIXELS), new(h, PIXELS), new(2 * z, h), new(h, z), new(PIXELS, h)
     h1, q, latent, h2, y = new(work.batch, h), new(work.batch, 2 * z), new(rows, z), new(rows, h), new(rows, PIXELS)
     g1, g2, g3, g4 = (torch.empty_like(w) for w in (w1, w2, w3, w4))
     dh1, dlatent, dh2 = torch.empty_like(h1), torch.empty_like(latent), torch.empty_like(h2)
+    outs = [h1, q, h2, y, g4, dh2, g3, dlatent, g2, dh1, g1]
+    factors = [
+        (x, w1.T), (h1, w2.T), (latent, w3.T), (h2, w4.T), (y.T, h2), (y, w4),
+        (dh2.T, latent), (dh2, w3), (q.T, h1), (q, w2), (dh1.T, x),
+    ]  # fmt: skip
 
-    def products() -> None:
-        torch.mm(x, w1.T, out=h1)
-        torch.mm(h1, w2.T, out=q)
-        torch.mm(latent, w3.T, out=h2)
-        torch.mm(h2, w4.T, out=y)
-        torch.mm(y.T, h2, out=g4)
-        torch.mm(y, w4, out=dh2)
-        torch.mm(dh2.T, latent, out=g3)
-        torch.mm(dh2, w3, out=dlatent)
-        torch.mm(q.T, h1, out=g2)
-        torch.mm(q, w2, out=dh1)
-        torch.mm(dh1.T, x, out=g1)
+    def by_torch() -> list[Any]:
+        return [torch.mm(*pair, out=out) for pair, out in zip(factors, outs, strict=True)]
 
-    return [g1, g2, g3, g4], products
+    def by_onednn() -> list[Any]:
+        return [torch.ops.vaecli.linear(one, other.T, None) for one, other in factors]
+
+    return [g1, g2, g3, g4], torch.no_grad()(by_onednn if library == "onednn" else by_torch)
 
 
-def floor(work: Work) -> Epochs:
+def libraries(work: Work) -> list[str]:
+    """Return the libraries that can make the products there."""
+    import torch
+
+    from vaecli.products import has_onednn
+
+    return ["torch", *(["onednn"] if has_onednn(torch.device(work.device)) else [])]
+
+
+def faster_library(work: Work) -> str:
+    """Return the library that makes the products of a step in less time, by a measurement."""
+
+    def seconds(library: str) -> float:
+        _, products = _matrices(work, library)
+        times = []
+        for _ in range(60):
+            began = time.perf_counter()
+            products()
+            _wait(work)
+            times.append(time.perf_counter() - began)
+        return sorted(times[10:])[25]
+
+    return min(libraries(work), key=seconds)
+
+
+def floor(work: Work, library: str) -> Epochs:
     """Make the bare matrix products of the steps; their results are not used."""
     import torch
 
     torch.set_flush_denormal(True)
-    _, products = _matrices(work, work.device)
+    if library not in libraries(work):
+        raise ImportError("not in this torch", name=library)
+    _, products = _matrices(work, library)
     while True:
         for _ in range(work.steps):
             products()
@@ -91,13 +124,13 @@ def floor(work: Work) -> Epochs:
 
 
 def floor_adam(work: Work) -> Epochs:
-    """Make the same, and one bare fused Adam sweep over the parameters for each step."""
+    """Make them by the faster library, and one bare fused Adam sweep over the parameters for each step."""
     import torch
 
     from vaecli.training.optimizers import Adam
 
     torch.set_flush_denormal(True)
-    gradients, products = _matrices(work, work.device)
+    gradients, products = _matrices(work, faster_library(work))
     parameters = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
@@ -110,10 +143,10 @@ def floor_adam(work: Work) -> Epochs:
         yield
 
 
-def vaecli(work: Work, compiled: str = "off") -> Epochs:
+def vaecli(work: Work, compiled: str = "off", products: str = "auto") -> Epochs:
     """`vae train`, with everything it writes: the loop pauses where it reports the end of an epoch.
 
-    On CUDA it replays recorded steps, on the CPU they are not compiled.
+    On CUDA it replays recorded steps.
     It begins to count after the first epochs, each of which logs pictures; from then on every fifth does.
     """
     import threading
@@ -138,6 +171,7 @@ def vaecli(work: Work, compiled: str = "off") -> Epochs:
                 f"model.latent_dim={work.latent}", f"objective.L={work.samples}",
                 f"training.batch_size={work.batch}", "training.epochs=1000", f"device={work.device}",
                 f"training.cuda_graph={str(work.device.startswith('cuda')).lower()}", f"training.compile={compiled}",
+                f"training.products={products}",
             ],
         )  # fmt: skip
 
@@ -158,12 +192,13 @@ def importance_floor(work: Work) -> Epochs:
     import torch
 
     torch.set_flush_denormal(True)
-    z, w3 = torch.randn(1000, work.latent), torch.randn(work.hidden, work.latent)
-    h, w4, y = torch.empty(1000, work.hidden), torch.randn(PIXELS, work.hidden) / work.hidden, torch.empty(1000, PIXELS)
+    z, w3, b3 = torch.randn(1000, work.latent), torch.randn(work.hidden, work.latent), torch.zeros(work.hidden)
+    w4, b4 = torch.randn(PIXELS, work.hidden) / work.hidden, torch.zeros(PIXELS)
+    linear = torch.ops.vaecli.linear if faster_library(work) == "onednn" else torch.nn.functional.linear
     while True:
-        for _ in range(work.n * work.samples // 1000):
-            torch.mm(z, w3.T, out=h)
-            torch.mm(h, w4.T, out=y)
+        with torch.no_grad():
+            for _ in range(work.n * work.samples // 1000):
+                linear(linear(z, w3, b3), w4, b4)
         yield
 
 
@@ -174,15 +209,17 @@ def importance(work: Work) -> Epochs:
     from vaecli.config.schema import ModelConfig
     from vaecli.data.dataset import binarize_dynamically
     from vaecli.data.image_grid import ImageShape
-    from vaecli.devices import flush_subnormals
+    from vaecli.devices import choose_library, flush_subnormals
     from vaecli.model.estimators import LogJoint, importance_weighted
     from vaecli.model.proposals import encoder_proposal
     from vaecli.model.vae import build_vae
+    from vaecli.products import use_library
     from vaecli.randomness import generator
 
     flush_subnormals()
     model = ModelConfig(decoder=work.decoder, hidden_dim=(work.hidden,), latent_dim=work.latent)
     vae = build_vae(model, ImageShape(1, 1, PIXELS), generator(0, "init")).requires_grad_(requires_grad=False)
+    use_library(vae, choose_library("auto", torch.device("cpu")))
     noise = generator(0, "importance")
     batch = binarize_dynamically(torch.from_numpy(images(work.n)), noise)
     while True:
@@ -352,12 +389,19 @@ def _wait(work: Work) -> None:
         torch.cuda.synchronize()
 
 
-PEERS = ("floor", "floor + Adam", "vaecli", "vaecli compiled", "JAX scan", "pythae", "DataLoader")
+BEFORE = "vaecli, no oneDNN"
+"""Steps that are not compiled, with torch's own products, as of version 0.1."""
+PEERS = (
+    "floor, torch", "floor, oneDNN", "floor + Adam",
+    "JAX scan", "vaecli", "vaecli, eager", BEFORE, "pythae", "DataLoader",
+)  # fmt: skip
 CONTENDERS: dict[str, Callable[[Work], Epochs]] = {
-    "floor": floor,
+    "floor, torch": partial(floor, library="torch"),
+    "floor, oneDNN": partial(floor, library="onednn"),
     "floor + Adam": floor_adam,
-    "vaecli": vaecli,
-    "vaecli compiled": partial(vaecli, compiled="on"),
+    "vaecli": partial(vaecli, compiled="on"),
+    "vaecli, eager": vaecli,
+    BEFORE: partial(vaecli, products="torch"),
     "JAX scan": jax,
     "pythae": pythae,
     "DataLoader": dataloader,
