@@ -12,10 +12,11 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, no_type_check
 
 import ray
 
@@ -93,6 +94,19 @@ def train_slice(work: Slice, run_jobs: RunJobs) -> SliceResult:
             error=None if result is None else result.error,
             warnings=tuple(str(w.message) for w in caught if issubclass(w.category, ReproducibilityWarning)),
         )
+
+
+@no_type_check  # by wrappers, which would hide from Ray that this is a generator
+def with_signs_of_life(
+    train: Callable[[Slice, RunJobs], SliceResult], work: Slice, run_jobs: RunJobs, seconds: float
+) -> Iterator[SliceResult | None]:
+    """Yield None at once and every so many seconds while a slice is trained in another thread, then its result."""
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train, work, run_jobs)
+        yield None
+        while wait([training], timeout=seconds).not_done:
+            yield None
+    yield training.result()
 
 
 class After:
