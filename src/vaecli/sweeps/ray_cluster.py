@@ -3,15 +3,19 @@
 import atexit
 import logging
 import os
+import select
 import signal
 import socket
+import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from vaecli.config.jobs import Resources
 from vaecli.errors import UsageError, VaecliError
@@ -61,6 +65,15 @@ def _disconnect() -> None:
     leaving.join(SECONDS_TO_LEAVE)
     if leaving.is_alive():
         atexit.unregister(ray.shutdown)
+        atexit.register(_end_at_once)
+
+
+def _end_at_once() -> None:
+    """End this process without Ray's own end, which would wait for the cluster, or crash."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(1)
 
 
 def _check_answers(address: str) -> None:
@@ -68,6 +81,17 @@ def _check_answers(address: str) -> None:
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if colon:
         socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()
+
+
+def _watch_owner(path: str) -> int | None:
+    """Return a descriptor by which the end of the process that listens at a socket is seen; None but on Linux."""
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(path)
+            (pid,) = struct.unpack("i8x", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        return os.pidfd_open(pid)
+    except (OSError, AttributeError):
+        return None
 
 
 class WakingClock:
@@ -113,6 +137,8 @@ class Cluster:
         if self._found == 0:
             gpus = f" and {resources.gpus:g} of a GPU" if resources.gpus else ""
             raise UsageError(f"resources: no node of the cluster has {resources.threads or 1} of a CPU{gpus} for a run")
+        sockets = [node["RayletSocketName"] for node in ray.nodes() if node["NodeID"] == self._own_node]
+        self._raylet = _watch_owner(*sockets)
         self._left, self._asked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
 
@@ -120,10 +146,16 @@ class Cluster:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
         self._left.set()
         self._asked.set()
         self._thread.join(SECONDS_TO_ANSWER)
+        try:
+            if isinstance(error, (OSError, RayError)):
+                self.check()  # Ray's own errors do not say that it has ended
+        finally:
+            if self._raylet is not None:
+                os.close(self._raylet)
 
     def n_slices(self) -> int:
         """Return how many slices to have sent: some more than there is room for, so that no node waits."""
@@ -139,6 +171,8 @@ class Cluster:
 
     def check(self) -> None:
         """Raise VaecliError where the cluster has ended, or this machine's part of it, without which nothing comes."""
+        if not self._has_own_node or (self._raylet is not None and select.select([self._raylet], [], [], 0)[0]):
+            raise VaecliError(f"Ray has ended on this machine (its head is {self._address}); {REMEDY}")
         now = self._clock.look()
         if self._heard != self._n_answers:
             self._heard, self._heard_at = self._n_answers, now
@@ -147,8 +181,6 @@ class Cluster:
             raise VaecliError(f"the Ray cluster has ended: nobody listens at {self._address}; {REMEDY}")
         if silent > self._patience:
             raise VaecliError(f"the head of the Ray cluster, {self._address}, is silent for {silent:.0f} s; {REMEDY}")
-        if not self._has_own_node:
-            raise VaecliError(f"Ray has ended on this machine, while its head at {self._address} goes on; {REMEDY}")
 
     def _ask(self) -> None:
         while not self._left.is_set():
@@ -161,7 +193,7 @@ class Cluster:
                 self._is_refused = True
             except Exception:  # noqa: BLE001 (no answer, whatever the reason)
                 self._is_refused = False
-            self._asked.wait(SECONDS_PER_COUNT)
+            self._asked.wait(min(SECONDS_PER_COUNT, self._patience / 4))
 
     def _count(self) -> None:
         nodes: list[dict[str, Any]] = ray.nodes()

@@ -220,13 +220,13 @@ class _Leg:
 
     i: int
     stream: Any
-    """What the node sends: signs of life, then a result or an error, then the end."""
+    """What the node sends: signs of life, then a result or an error."""
     awaited: Any
-    """The stream, or a reference to what is on its way."""
+    """The stream, or a reference to what is on its way; once it is settled, a reference to its end."""
     heard_at: float
     has_begun: bool = False
     is_settled: bool = False
-    """Whether its result has come, or it was given up. Its worker's core is free only once the stream has ended."""
+    """Whether its result has come, or it was given up. Its worker's core is free only once it has ended."""
     has_ended: bool = False
 
 
@@ -252,16 +252,20 @@ class _Legs:
         now = self._clock.look()
         for leg in self._legs:
             found: SliceResult | Exception | None = None
-            is_silent = leg.awaited not in ready and now - leg.heard_at > self._patience
             if leg.awaited in ready:
                 leg.heard_at = now
-                found = self._read(leg)
-            elif is_silent:
+                leg.has_ended = leg.is_settled
+                found = None if leg.is_settled else self._read(leg)
+                if found is None:
+                    continue
+            elif now - leg.heard_at > self._patience:
                 leg.heard_at = now
                 ray.cancel(leg.stream, force=True)
                 found = TimeoutError(f"its worker was silent for {self._patience:g} s") if leg.has_begun else None
-            if (is_silent or found is not None) and not leg.is_settled:
-                leg.is_settled = True
+            else:
+                continue
+            if not leg.is_settled:
+                leg.is_settled, leg.awaited = True, leg.stream.completed()  # asking the stream for its end could block
                 yield leg.i, found
         self._legs = [leg for leg in self._legs if not leg.has_ended]
 
@@ -276,22 +280,18 @@ class _Legs:
 
     @staticmethod
     def _read(leg: _Leg) -> SliceResult | Exception | None:
-        """Read what has arrived; return None where it is signs of life, or the end."""
+        """Read what has arrived; return None where it is signs of life only."""
         found: SliceResult | Exception | None = None
         while found is None and ray.wait([leg.awaited], timeout=0)[0]:
             if leg.awaited is leg.stream:
-                try:
-                    leg.awaited = next(leg.stream)
-                except StopIteration:
-                    leg.has_ended = True
-                    break
-            else:
-                try:
-                    found = ray.get(leg.awaited)
-                    leg.has_begun = True
-                except RayError as error:
-                    found = error
-                leg.awaited = leg.stream
+                leg.awaited = next(leg.stream)
+                continue
+            try:
+                found = ray.get(leg.awaited)
+                leg.has_begun = True
+            except RayError as error:
+                found = error
+            leg.awaited = leg.stream
         return found
 
 

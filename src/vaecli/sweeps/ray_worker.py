@@ -101,9 +101,9 @@ def with_signs_of_life(
     train: Callable[[Slice, RunJobs], SliceResult], work: Slice, run_jobs: RunJobs, seconds: float
 ) -> Iterator[SliceResult | None]:
     """Yield None at once and every so many seconds while a slice is trained in another thread, then its result."""
+    yield None
     with ThreadPoolExecutor(1) as pool:
         training = pool.submit(train, work, run_jobs)
-        yield None
         while wait([training], timeout=seconds).not_done:
             yield None
     yield training.result()
