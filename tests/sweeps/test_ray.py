@@ -1,5 +1,6 @@
 """The Ray engine on a real cluster of several nodes on this machine; skipped where Ray is not installed."""
 
+import gzip
 import hashlib
 import shutil
 import signal
@@ -257,11 +258,36 @@ def test_images_that_a_node_does_not_have_are_brought_to_it(cluster, faces, tmp_
     sha256 = hashlib.sha256(content).hexdigest()
     reference = ray.put(np.frombuffer(content, np.uint8))
     faces.unlink()
-    ray_worker.fetch_array(str(faces), sha256, reference)
-    copy = ray_worker.node_directory() / f"{sha256}.npz"
+    ray_worker.fetch_arrays(((str(faces), sha256, reference),))
+    copy = ray_worker.node_directory() / hashlib.sha256(sha256.encode()).hexdigest() / faces.name
     assert copy.read_bytes() == content
     assert (sources.load_array(str(faces)).pixels == images).all()
     assert summaries.fingerprint(str(faces)) == sha256
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_labels_of_an_idx_file_come_along_to_a_node(cluster, work, small, images, tmp_path, monkeypatch, suffix):
+    """The node, played by a function, has neither file: it answers with the labels that it reads from the copies."""
+    pack = gzip.compress if suffix else bytes
+    labels = (np.arange(60) % 5).astype(np.uint8)
+    faces, beside = (tmp_path / f"t-{kind}-ubyte{suffix}" for kind in ("images-idx3", "labels-idx1"))
+    faces.write_bytes(pack(bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes() + images.tobytes()))
+    beside.write_bytes(pack(bytes([0, 0, 8, 1]) + np.array([60], ">u4").tobytes() + labels.tobytes()))
+
+    def read_labels(work, run_jobs):
+        from pathlib import Path  # noqa: PLC0415 (this runs elsewhere)
+
+        from vaecli.data.sources import load_array  # noqa: PLC0415
+        from vaecli.sweeps.ray_worker import SliceResult, fetch_arrays  # noqa: PLC0415
+
+        for name, *_ in work.arrays:
+            Path(name).unlink()
+        fetch_arrays(work.arrays)
+        return SliceResult("", None, error=str(load_array(work.config.data.name).labels.tolist()))
+
+    monkeypatch.setattr(ray_driver, "train_slice", read_labels)
+    (result,) = run_configs([small(data={"name": str(faces)})], work, engine="ray")
+    assert result.error == str(labels.tolist())
 
 
 def test_a_copy_of_other_content_under_the_right_name_is_not_trusted(cluster, faces, tmp_path, monkeypatch):
@@ -269,10 +295,11 @@ def test_a_copy_of_other_content_under_the_right_name_is_not_trusted(cluster, fa
     monkeypatch.setattr(ray_worker.tempfile, "tempdir", str(tmp_path))
     content = faces.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    copy = ray_worker.node_directory() / f"{sha256}.npz"
+    copy = ray_worker.node_directory() / hashlib.sha256(sha256.encode()).hexdigest() / faces.name
+    copy.parent.mkdir()
     copy.write_bytes(b"something else")
     faces.unlink()
-    ray_worker.fetch_array(str(faces), sha256, ray.put(np.frombuffer(content, np.uint8)))
+    ray_worker.fetch_arrays(((str(faces), sha256, ray.put(np.frombuffer(content, np.uint8))),))
     assert copy.read_bytes() == content
 
 

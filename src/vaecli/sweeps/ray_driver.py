@@ -17,12 +17,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from vaecli.config.jobs import Resources
 from vaecli.config.schema import Config, is_array
+from vaecli.data.sources import labels_beside
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError
 from vaecli.files import lock, remove_temporary_files
@@ -38,7 +40,7 @@ except ImportError as error:
     raise UsageError("--engine ray needs Ray; install it with: pip install 'vaecli[ray]'") from error
 
 from vaecli.sweeps.ray_cluster import Cluster, WakingClock, connected
-from vaecli.sweeps.ray_worker import Slice, SliceResult, pack, store, train_slice, with_signs_of_life
+from vaecli.sweeps.ray_worker import Arrays, Slice, SliceResult, pack, store, train_slice, with_signs_of_life
 
 MAX_LOSSES = 3
 """How often in a row a run is lost with its node or its process before it is given up."""
@@ -124,7 +126,7 @@ class _Driver:
         self._threads = resources.threads or 1
         self._locks: dict[int, BinaryIO] = {}
         self._losses: Counter[int] = Counter()
-        self._arrays: dict[str, tuple[str, Any]] = {}
+        self._arrays: dict[str, Arrays] = {}
         calls = 1 if resources.gpus else 0  # a process keeps the GPU that it began with, and would keep its memory
         self._seconds_per_sign = patience / SIGNS
         self._on_node = ray.remote(
@@ -162,7 +164,7 @@ class _Driver:
             gpus=self._resources.gpus,
             seconds=self._resources.sync_interval,
             command=tuple(sys.argv),
-            array=self._array(job.config.data.name),
+            arrays=self._files_of(job.config.data.name),
         )
         return self._on_node.remote(train_slice, work, self._run_jobs, self._seconds_per_sign)
 
@@ -205,12 +207,13 @@ class _Driver:
             held.close()
         return result
 
-    def _array(self, name: str) -> tuple[str, Any] | None:
-        """Put the user's own images where every node can have them, once."""
-        if not is_array(name):
-            return None
+    def _files_of(self, name: str) -> Arrays:
+        """Put the user's own images, and their labels, where every node can have them, once."""
         if name not in self._arrays:
-            self._arrays[name] = str(fingerprint(name)), ray.put(np.fromfile(name, np.uint8))
+            files = [Path(name)] if is_array(name) else []
+            files += [labels for labels in map(labels_beside, files) if labels]
+            sent = [(str(f), str(fingerprint(str(f))), ray.put(np.fromfile(f, np.uint8))) for f in files]
+            self._arrays[name] = tuple(sent)
         return self._arrays[name]
 
 
@@ -248,7 +251,10 @@ class _Legs:
 
     def listen(self) -> Iterator[tuple[int, SliceResult | Exception | None]]:
         """Yield what has come back: a result or an error; None for a slice that never began, to be sent again."""
-        ready = set(self._wait([leg.awaited for leg in self._legs]))
+        awaited = [leg.awaited for leg in self._legs]
+        if not awaited:
+            time.sleep(POLL)
+        ready = set(ray.wait(awaited, num_returns=len(awaited), timeout=POLL)[0]) if awaited else set()
         now = self._clock.look()
         for leg in self._legs:
             found: SliceResult | Exception | None = None
@@ -268,15 +274,6 @@ class _Legs:
                 leg.is_settled, leg.awaited = True, leg.stream.completed()  # asking the stream for its end could block
                 yield leg.i, found
         self._legs = [leg for leg in self._legs if not leg.has_ended]
-
-    @staticmethod
-    def _wait(awaited: list[Any]) -> list[Any]:
-        """Return what is there once a moment has passed, or all is there."""
-        if not awaited:
-            time.sleep(POLL)
-            return []
-        ready, _ = ray.wait(awaited, num_returns=len(awaited), timeout=POLL)
-        return ready
 
     @staticmethod
     def _read(leg: _Leg) -> SliceResult | Exception | None:
