@@ -1,7 +1,7 @@
 """The Ray engine on a real cluster of several nodes on this machine; skipped where Ray is not installed."""
 
+import gzip
 import hashlib
-import os
 import shutil
 import signal
 import socket
@@ -31,25 +31,11 @@ from vaecli.training.loop import train
 from vaecli.training.stopping import Limit
 
 ray = pytest.importorskip("ray")
-cluster_utils = pytest.importorskip("ray.cluster_utils")
 from vaecli.sweeps import ray_driver, ray_worker  # noqa: E402 (need Ray)
 
 pytestmark = pytest.mark.filterwarnings("default")  # Ray's own are not ours to mend
 QUICK = EvaluationSpec(k=3, binarised=False)
 OFTEN = Resources(sync_interval=0.3)
-
-
-@pytest.fixture(scope="module")
-def cluster():
-    """A head without cores, and two nodes with one core each."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    made = cluster_utils.Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    made.add_node(num_cpus=1)
-    made.add_node(num_cpus=1)
-    ray.init(made.address, log_to_driver=False, logging_level="ERROR")
-    yield made
-    ray.shutdown()
-    made.shutdown()
 
 
 @pytest.fixture
@@ -167,6 +153,37 @@ def test_a_run_that_fails_takes_no_other_with_it(cluster, work, small, monkeypat
     assert diverged.run.status["state"] == "diverged"
 
 
+def test_a_node_s_own_failure_is_no_failure_of_a_run(cluster, work, small, tmp_path, monkeypatch):
+    """A full disk is the node's: the slice is done again, three times at most."""
+
+    def train_slice_on_full_disks(work, run_jobs):
+        from pathlib import Path  # noqa: PLC0415 (this runs elsewhere)
+
+        from vaecli.sweeps.ray_worker import train_slice  # noqa: PLC0415
+
+        tries = Path(f"{work.options.data_dir}/tries-{work.config.seed}")
+        tries.touch()
+        tries.write_text(f"{tries.read_text()}x")
+        if work.config.seed == 1 or len(tries.read_text()) < 3:
+            raise OSError(28, "No space left on device")
+        return train_slice(work, run_jobs)
+
+    monkeypatch.setattr(ray_driver, "train_slice", train_slice_on_full_disks)
+    options = replace(work, data_dir=tmp_path)
+    twice, always = run_configs([small(seed=0), small(seed=1)], options, engine="ray")
+    assert twice.error is None
+    assert always.error == "lost 3 times in a row: [Errno 28] No space left on device"
+
+
+def test_twenty_runs_that_begin_at_once_do_not_harm_each_other(cluster, small, tmp_path):
+    """`scripts/ray_sweeps.py` does it for 20 sweeps."""
+    for sweep in range(2):
+        options = JobOptions(tmp_path / str(sweep), evaluation=QUICK)
+        configs = [small(seed=seed) for seed in range(20)]
+        results = run_configs(configs, options, engine="ray", resources=Resources(sync_interval=0.1))
+        assert [result.error for result in results] == [None] * 20
+
+
 def test_a_cluster_that_is_too_small_or_not_there(cluster, work, small, monkeypatch):
     with pytest.raises(UsageError, match="no node of the cluster has 64 of a CPU for a run"):
         run_configs([small()], work, engine="ray", resources=Resources(threads=64))
@@ -177,6 +194,8 @@ def test_a_cluster_that_is_too_small_or_not_there(cluster, work, small, monkeypa
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
+    with pytest.raises(UsageError, match="--address ray://h:1: name the head as host:port"):
+        run_configs([small()], work, engine="ray", address="ray://h:1")
     for address in (f"127.0.0.1:{port}", "nowhere.invalid:1", "127.0.0.1:x"):
         with pytest.raises(UsageError, match=f"--address {address}: no Ray cluster answers there"):
             run_configs([small()], work, engine="ray", address=address)
@@ -239,11 +258,36 @@ def test_images_that_a_node_does_not_have_are_brought_to_it(cluster, faces, tmp_
     sha256 = hashlib.sha256(content).hexdigest()
     reference = ray.put(np.frombuffer(content, np.uint8))
     faces.unlink()
-    ray_worker.fetch_array(str(faces), sha256, reference)
-    copy = ray_worker.node_directory() / f"{sha256}.npz"
+    ray_worker.fetch_arrays(((str(faces), sha256, reference),))
+    copy = ray_worker.node_directory() / hashlib.sha256(sha256.encode()).hexdigest() / faces.name
     assert copy.read_bytes() == content
     assert (sources.load_array(str(faces)).pixels == images).all()
     assert summaries.fingerprint(str(faces)) == sha256
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_labels_of_an_idx_file_come_along_to_a_node(cluster, work, small, images, tmp_path, monkeypatch, suffix):
+    """The node, played by a function, has neither file: it answers with the labels that it reads from the copies."""
+    pack = gzip.compress if suffix else bytes
+    labels = (np.arange(60) % 5).astype(np.uint8)
+    faces, beside = (tmp_path / f"t-{kind}-ubyte{suffix}" for kind in ("images-idx3", "labels-idx1"))
+    faces.write_bytes(pack(bytes([0, 0, 8, 3]) + np.array(images.shape, ">u4").tobytes() + images.tobytes()))
+    beside.write_bytes(pack(bytes([0, 0, 8, 1]) + np.array([60], ">u4").tobytes() + labels.tobytes()))
+
+    def read_labels(work, run_jobs):
+        from pathlib import Path  # noqa: PLC0415 (this runs elsewhere)
+
+        from vaecli.data.sources import load_array  # noqa: PLC0415
+        from vaecli.sweeps.ray_worker import SliceResult, fetch_arrays  # noqa: PLC0415
+
+        for name, *_ in work.arrays:
+            Path(name).unlink()
+        fetch_arrays(work.arrays)
+        return SliceResult("", None, error=str(load_array(work.config.data.name).labels.tolist()))
+
+    monkeypatch.setattr(ray_driver, "train_slice", read_labels)
+    (result,) = run_configs([small(data={"name": str(faces)})], work, engine="ray")
+    assert result.error == str(labels.tolist())
 
 
 def test_a_copy_of_other_content_under_the_right_name_is_not_trusted(cluster, faces, tmp_path, monkeypatch):
@@ -251,10 +295,11 @@ def test_a_copy_of_other_content_under_the_right_name_is_not_trusted(cluster, fa
     monkeypatch.setattr(ray_worker.tempfile, "tempdir", str(tmp_path))
     content = faces.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    copy = ray_worker.node_directory() / f"{sha256}.npz"
+    copy = ray_worker.node_directory() / hashlib.sha256(sha256.encode()).hexdigest() / faces.name
+    copy.parent.mkdir()
     copy.write_bytes(b"something else")
     faces.unlink()
-    ray_worker.fetch_array(str(faces), sha256, ray.put(np.frombuffer(content, np.uint8)))
+    ray_worker.fetch_arrays(((str(faces), sha256, ray.put(np.frombuffer(content, np.uint8))),))
     assert copy.read_bytes() == content
 
 

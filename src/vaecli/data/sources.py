@@ -99,12 +99,18 @@ def _read_idx(path: Path, n_axes: int) -> Pixels:
 def _load_idx(path: Path) -> Source:
     """Load the images of an IDX file, with the labels of the file of the matching name. Raises DataError."""
     pixels = _checked(_read_idx(path, 3), str(path))
-    stem = path.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
-    beside = _find_idx(path.with_name(stem)) if stem != path.name.removesuffix(".gz") else None
+    beside = labels_beside(path)
     labels = None if beside is None else _read_idx(beside, 1)
     if labels is not None and len(labels) != len(pixels):
         raise DataError(f"{beside}: holds {len(labels)} labels; {path.name} holds {len(pixels)} images")
     return Source(pixels, None if labels is None else labels.astype(np.int64))
+
+
+def labels_beside(path: Path) -> Path | None:
+    """Return the file with the labels of an IDX file of images, by its name; None for others and where none is."""
+    name = path.name.removesuffix(".gz")
+    stem = name.replace("images", "labels").replace("idx3", "idx1")
+    return _find_idx(path.with_name(stem)) if name.endswith("-ubyte") and stem != name else None
 
 
 def _find_idx(path: Path) -> Path | None:

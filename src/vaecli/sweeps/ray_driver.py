@@ -4,26 +4,27 @@ A run is trained in slices: a node is sent what there is of it, trains for a whi
 checkpoints and curves come to this machine while the run goes on, a node that dies takes one slice with it, which is
 done again from where it began, and this machine's process may die as well: the same sweep continues from the files that
 came back.
+
+A node says again and again that it is at work. A slice of which nothing was heard for long is given up with its worker,
+and done again.
 """
 
-import logging
 import os
-import signal
-import socket
 import sys
-import threading
 import time
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
+from contextlib import redirect_stdout
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from vaecli.config.jobs import Resources
 from vaecli.config.schema import Config, is_array
+from vaecli.data.sources import labels_beside
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError
 from vaecli.files import lock, remove_temporary_files
@@ -38,16 +39,17 @@ try:
 except ImportError as error:
     raise UsageError("--engine ray needs Ray; install it with: pip install 'vaecli[ray]'") from error
 
-from vaecli.sweeps.ray_worker import Slice, SliceResult, pack, store, train_slice
+from vaecli.sweeps.ray_cluster import Cluster, WakingClock, connected
+from vaecli.sweeps.ray_worker import Arrays, Slice, SliceResult, pack, store, train_slice, with_signs_of_life
 
 MAX_LOSSES = 3
 """How often in a row a run is lost with its node or its process before it is given up."""
 POLL = 0.2
 """Seconds between looks at what has arrived, and whether to stop."""
-SECONDS_TO_ANSWER = 5.0
-"""How long a cluster whose address is named has to answer."""
-SECONDS_PER_COUNT = 5.0
-"""The time between counts of the cluster's nodes, which come and go."""
+SILENT_INTERVALS, LEAST_PATIENCE = 10, 60.0
+"""For how many intervals between two deliveries, and for how many seconds at least, nothing need be heard."""
+SIGNS = 20
+"""Signs of life that are due within that time."""
 
 
 def run_on_cluster(
@@ -59,6 +61,7 @@ def run_on_cluster(
     *,
     address: str | None = None,
     jobs: int | None = None,
+    patience: float | None = None,
 ) -> Iterator[tuple[int, JobResult]]:
     """Yield every result as it comes. While connected, what Ray prints goes to stderr: stdout is for results.
 
@@ -70,51 +73,65 @@ def run_on_cluster(
         resources: What each run may use.
         address: As for `run_configs`.
         jobs: Runs at a time; None for as many as there is room for.
+        patience: Seconds after which a silent slice is done again; None for `SILENT_INTERVALS` sync intervals.
 
     Raises:
         UsageError: There is no such cluster, or none of its nodes has what a run may use.
+        VaecliError: The cluster has ended.
         InterruptedRunError: `stop` asked for it.
     """
     _check_devices([job.config for job in planned.values()], resources)
-    with redirect_stdout(sys.stderr), _connected(address), _Driver(planned, run_jobs, resources) as driver:
-        room = _Room(resources, jobs)
-        waiting, under_way = deque(planned), dict[Any, int]()
-        while waiting or under_way:
+    if patience is None:
+        patience = max(LEAST_PATIENCE, SILENT_INTERVALS * resources.sync_interval)
+    with (
+        redirect_stdout(sys.stderr),
+        connected(address),
+        Cluster(resources, jobs, patience) as cluster,
+        _Driver(planned, run_jobs, resources, patience) as driver,
+    ):
+        waiting, legs = deque(planned), _Legs(patience)
+        while waiting or legs.n_under_way:
             if stop():
                 raise InterruptedRunError(
                     "stopped; the same command resumes every run from the last files it sent back"
                 )
-            most = room.n_slices()
-            while waiting and len(under_way) < most:
+            cluster.check()
+            for _ in range(min(len(waiting), cluster.n_slices() - legs.n_under_way)):
                 i = waiting.popleft()
                 sent = driver.send(i)
                 if isinstance(sent, JobResult):
                     yield i, sent
                 else:
-                    under_way[sent] = i
+                    legs.add(i, sent)
                     begin(i)
-            arrived, _ = ray.wait([*under_way], num_returns=len(under_way), timeout=POLL) if under_way else ([], [])
-            for reference in arrived:
-                i = under_way.pop(reference)
-                result = driver.receive(i, reference)
-                if result is None:
+            for i, found in legs.listen():
+                if isinstance(found, SliceResult):
+                    result = driver.keep(i, found)
+                else:
+                    result = None if found is None else driver.note_failure(i, found)
+                if result is not None:
+                    yield i, result
+                elif isinstance(found, SliceResult):
                     waiting.appendleft(i)
                 else:
-                    yield i, result
+                    cluster.note_loss()
+                    waiting.append(i)
 
 
 class _Driver:
     """Send out slices of runs, and keep what comes back; hold the lock of every run that is under way."""
 
-    def __init__(self, planned: Mapping[int, Job], run_jobs: RunJobs, resources: Resources) -> None:
+    def __init__(self, planned: Mapping[int, Job], run_jobs: RunJobs, resources: Resources, patience: float) -> None:
         self._jobs, self._run_jobs, self._resources = dict(planned), run_jobs, resources
         self._threads = resources.threads or 1
         self._locks: dict[int, BinaryIO] = {}
         self._losses: Counter[int] = Counter()
-        self._arrays: dict[str, tuple[str, Any]] = {}
+        self._arrays: dict[str, Arrays] = {}
         calls = 1 if resources.gpus else 0  # a process keeps the GPU that it began with, and would keep its memory
-        on_node = ray.remote(num_cpus=self._threads, num_gpus=resources.gpus, max_retries=0, max_calls=calls)
-        self._train_slice = on_node(train_slice)
+        self._seconds_per_sign = patience / SIGNS
+        self._on_node = ray.remote(
+            num_cpus=self._threads, num_gpus=resources.gpus, max_retries=0, max_calls=calls, num_returns="streaming"
+        )(with_signs_of_life)
 
     def __enter__(self) -> "_Driver":
         return self
@@ -123,8 +140,8 @@ class _Driver:
         for held in self._locks.values():
             held.close()
 
-    def send(self, i: int) -> "JobResult | ray.ObjectRef[SliceResult]":
-        """Have a node train a slice of a run; return the job's result at once where that is not possible."""
+    def send(self, i: int) -> "JobResult | ray.ObjectRefGenerator":
+        """Have a node train a slice of a run; return what it sends, or the job's result where that is not possible."""
         job = self._jobs[i]
         run, options = job.run, job.options
         try:
@@ -147,30 +164,31 @@ class _Driver:
             gpus=self._resources.gpus,
             seconds=self._resources.sync_interval,
             command=tuple(sys.argv),
-            array=self._array(job.config.data.name),
+            arrays=self._files_of(job.config.data.name),
         )
-        return self._train_slice.remote(work, self._run_jobs)
+        return self._on_node.remote(train_slice, work, self._run_jobs, self._seconds_per_sign)
 
-    def receive(self, i: int, reference: "ray.ObjectRef[SliceResult]") -> JobResult | None:
-        """Keep what a node sent back; return None if there is more to be done."""
+    def note_failure(self, i: int, error: Exception) -> JobResult | None:
+        """Return the result of a job that failed on a node; None if its slice was lost and is to be done again."""
         job = self._jobs[i]
-        try:
-            found: SliceResult = ray.get(reference)
-        except RayTaskError as error:
-            return self._end(i, JobResult(job.config, job.run, error=f"{type(error.cause).__name__}: {error.cause}"))
-        except RayError as error:
-            self._losses[i] += 1
-            if self._losses[i] < MAX_LOSSES:
-                return None
-            why = f"lost {MAX_LOSSES} times in a row: {str(error).strip().splitlines()[0]}"
-            return self._end(i, JobResult(job.config, job.run, error=why))
+        cause = error.cause if isinstance(error, RayTaskError) else None
+        if cause is not None and not isinstance(cause, OSError):  # of the system, as a full disk, it is the node's own
+            return self._end(i, JobResult(job.config, job.run, error=f"{type(cause).__name__}: {cause}"))
+        self._losses[i] += 1
+        if self._losses[i] < MAX_LOSSES:
+            return None
+        why = f"lost {MAX_LOSSES} times in a row: {str(cause or error).strip().splitlines()[0]}"
+        return self._end(i, JobResult(job.config, job.run, error=why))
+
+    def keep(self, i: int, found: SliceResult) -> JobResult | None:
+        """Keep what a node sent back; return None if there is more to be done."""
         self._losses[i] = 0
         for message in found.warnings:
             warnings.warn(message, ReproducibilityWarning, stacklevel=2)
-        result = self._keep(i, found)
+        result = self._store(i, found)
         return None if result is None else self._end(i, result)
 
-    def _keep(self, i: int, found: SliceResult) -> JobResult | None:
+    def _store(self, i: int, found: SliceResult) -> JobResult | None:
         """Store the files of a run; return the job's result if it is complete."""
         job = self._jobs[i]
         run = job.run
@@ -189,74 +207,91 @@ class _Driver:
             held.close()
         return result
 
-    def _array(self, name: str) -> tuple[str, Any] | None:
-        """Put the user's own images where every node can have them, once."""
-        if not is_array(name):
-            return None
+    def _files_of(self, name: str) -> Arrays:
+        """Put the user's own images, and their labels, where every node can have them, once."""
         if name not in self._arrays:
-            self._arrays[name] = str(fingerprint(name)), ray.put(np.fromfile(name, np.uint8))
+            files = [Path(name)] if is_array(name) else []
+            files += [labels for labels in map(labels_beside, files) if labels]
+            sent = [(str(f), str(fingerprint(str(f))), ray.put(np.fromfile(f, np.uint8))) for f in files]
+            self._arrays[name] = tuple(sent)
         return self._arrays[name]
 
 
-class _Room:
-    """Count how many runs the cluster has room for, again now and then, since nodes come and go."""
+@dataclass
+class _Leg:
+    """Describe a slice that was sent out, and what has been heard of it."""
 
-    def __init__(self, resources: Resources, jobs: int | None) -> None:
-        self._resources, self._jobs = resources, jobs
-        self._count()
-        if self._found == 0:
-            gpus = f" and {resources.gpus:g} of a GPU" if resources.gpus else ""
-            raise UsageError(f"resources: no node of the cluster has {resources.threads or 1} of a CPU{gpus} for a run")
+    i: int
+    stream: Any
+    """What the node sends: signs of life, then a result or an error."""
+    awaited: Any
+    """The stream, or a reference to what is on its way; once it is settled, a reference to its end."""
+    heard_at: float
+    has_begun: bool = False
+    is_settled: bool = False
+    """Whether its result has come, or it was given up. Its worker's core is free only once it has ended."""
+    has_ended: bool = False
 
-    def n_slices(self) -> int:
-        """Return how many slices to have sent: some more than there is room for, so that no node waits."""
-        if time.monotonic() - self._counted_at > SECONDS_PER_COUNT:
-            self._count()
-        room = self._found + max(1, self._found // 4)
-        return room if self._jobs is None else min(self._jobs, room)
 
-    def _count(self) -> None:
-        nodes: list[dict[str, Any]] = ray.nodes()
-        self._counted_at = time.monotonic()
-        self._found = sum([self._on(node["Resources"]) for node in nodes if node["Alive"]])
+class _Legs:
+    """Listen to all slices that were sent out, and give up those that fall silent."""
 
-    def _on(self, node: Mapping[str, float]) -> int:
-        room = node.get("CPU", 0.0) // (self._resources.threads or 1)
-        if self._resources.gpus:
-            room = min(room, node.get("GPU", 0.0) // self._resources.gpus)
-        return int(room)
+    def __init__(self, patience: float) -> None:
+        self._legs: list[_Leg] = []
+        self._patience, self._clock = patience, WakingClock()
+
+    @property
+    def n_under_way(self) -> int:
+        """Return how many slices have neither come back nor been given up."""
+        return sum(not leg.is_settled for leg in self._legs)
+
+    def add(self, i: int, stream: Any) -> None:
+        """Listen to one more."""
+        self._legs.append(_Leg(i, stream, stream, self._clock.look()))
+
+    def listen(self) -> Iterator[tuple[int, SliceResult | Exception | None]]:
+        """Yield what has come back: a result or an error; None for a slice that never began, to be sent again."""
+        awaited = [leg.awaited for leg in self._legs]
+        if not awaited:
+            time.sleep(POLL)
+        ready = set(ray.wait(awaited, num_returns=len(awaited), timeout=POLL)[0]) if awaited else set()
+        now = self._clock.look()
+        for leg in self._legs:
+            found: SliceResult | Exception | None = None
+            if leg.awaited in ready:
+                leg.heard_at = now
+                leg.has_ended = leg.is_settled
+                found = None if leg.is_settled else self._read(leg)
+                if found is None:
+                    continue
+            elif now - leg.heard_at > self._patience:
+                leg.heard_at = now
+                ray.cancel(leg.stream, force=True)
+                found = TimeoutError(f"its worker was silent for {self._patience:g} s") if leg.has_begun else None
+            else:
+                continue
+            if not leg.is_settled:
+                leg.is_settled, leg.awaited = True, leg.stream.completed()  # asking the stream for its end could block
+                yield leg.i, found
+        self._legs = [leg for leg in self._legs if not leg.has_ended]
+
+    @staticmethod
+    def _read(leg: _Leg) -> SliceResult | Exception | None:
+        """Read what has arrived; return None where it is signs of life only."""
+        found: SliceResult | Exception | None = None
+        while found is None and ray.wait([leg.awaited], timeout=0)[0]:
+            if leg.awaited is leg.stream:
+                leg.awaited = next(leg.stream)
+                continue
+            try:
+                found = ray.get(leg.awaited)
+                leg.has_begun = True
+            except RayError as error:
+                found = error
+            leg.awaited = leg.stream
+        return found
 
 
 def _check_devices(configs: Sequence[Config], resources: Resources) -> None:
     if not resources.gpus and any(config.device.startswith("cuda") for config in configs):
         raise UsageError("device: a run on CUDA needs resources.gpus: on a cluster it sees no others")
-
-
-@contextmanager
-def _connected(address: str | None) -> Iterator[None]:
-    """Connect to Ray for as long as needed; if it was connected before, it stays so. Raises UsageError."""
-    if ray.is_initialized():
-        yield
-        return
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = address or os.environ.get("RAY_ADDRESS") or "local"
-    on_main_thread = threading.current_thread() is threading.main_thread()
-    on_term = signal.getsignal(signal.SIGTERM)
-    try:
-        _check_answers(address)
-        ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UsageError(f"--address {address}: no Ray cluster answers there ({error})") from error
-    if on_main_thread:
-        signal.signal(signal.SIGTERM, on_term)  # Ray has put its own in place
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _check_answers(address: str) -> None:
-    """Check that somebody listens at host:port, since Ray would wait for minutes. Raises OSError or ValueError."""
-    host, colon, port = address.rpartition("://")[2].rpartition(":")
-    if colon:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS_TO_ANSWER).close()

@@ -4,6 +4,7 @@ Files travel as bytes, since the machines of a cluster need share no disk.
 """
 
 import functools
+import hashlib
 import os
 import shutil
 import stat
@@ -12,10 +13,12 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, no_type_check
 
 import ray
 
@@ -33,6 +36,10 @@ Files = Mapping[str, bytes]
 """Contents by path below the run directory."""
 
 
+Arrays = tuple[tuple[str, str, Any], ...]
+"""Files by name: their SHA-256, and a reference to their content."""
+
+
 @dataclass(frozen=True)
 class Slice:
     """Describe what a node is asked to do: some seconds of training of one run, and its evaluation at the end."""
@@ -48,8 +55,8 @@ class Slice:
     seconds: float
     """Of training, after which it stops, to be continued in another slice."""
     command: tuple[str, ...]
-    array: tuple[str, Any] | None
-    """Of the user's own images, if the run has any: their SHA-256, and a reference to their file's content."""
+    arrays: Arrays
+    """The user's own images, and then the file of their labels, if there is one."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +81,7 @@ def train_slice(work: Slice, run_jobs: RunJobs) -> SliceResult:
 
     torch.set_num_threads(work.threads)
     sys.argv = [*work.command]
-    if work.array is not None:
-        fetch_array(work.config.data.name, *work.array)
+    fetch_arrays(work.arrays)
     with scratch() as directory, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ReproducibilityWarning)
         run = None if work.files is None else unpack(work.files, directory / "runs" / work.name)
@@ -93,6 +99,19 @@ def train_slice(work: Slice, run_jobs: RunJobs) -> SliceResult:
             error=None if result is None else result.error,
             warnings=tuple(str(w.message) for w in caught if issubclass(w.category, ReproducibilityWarning)),
         )
+
+
+@no_type_check  # by wrappers, which would hide from Ray that this is a generator
+def with_signs_of_life(
+    train: Callable[[Slice, RunJobs], SliceResult], work: Slice, run_jobs: RunJobs, seconds: float
+) -> Iterator[SliceResult | None]:
+    """Yield None at once and every so many seconds while a slice is trained in another thread, then its result."""
+    yield None
+    with ThreadPoolExecutor(1) as pool:
+        training = pool.submit(train, work, run_jobs)
+        while wait([training], timeout=seconds).not_done:
+            yield None
+    yield training.result()
 
 
 class After:
@@ -155,15 +174,29 @@ def _node_lock() -> Iterator[Path]:
 
 
 @functools.cache
-def fetch_array(name: str, sha256: str, content: Any) -> None:
-    """Make sure that this node has the user's own images, under their name or in a copy of the same content."""
+def fetch_arrays(arrays: Arrays) -> None:
+    """Make sure that this node has the user's own files, under their names or in copies of the same content."""
+    if all(_is_here(name, sha256) for name, sha256, _ in arrays):
+        return
+    digest = hashlib.sha256("".join(sha256 for _, sha256, _ in arrays).encode()).hexdigest()
+    directory = node_directory() / digest  # so that labels lie beside the images that they belong to
+    directory.mkdir(mode=0o700, exist_ok=True)
+    for name, sha256, content in arrays:
+        copy = directory / Path(name).name
+        if not _is_here(str(copy), sha256):
+            write_atomically(copy, partial(_write, ray.get(content)))
+    stand_in(arrays[0][0], directory / Path(arrays[0][0]).name)
+
+
+def _is_here(name: str, sha256: str) -> bool:
+    """Return whether there is a file of this name and content."""
     with suppress(DataError):
-        if fingerprint(name) == sha256:
-            return
-    copy = node_directory() / f"{sha256}{Path(name).suffix}"
-    if not copy.is_file() or fingerprint(str(copy)) != sha256:
-        write_atomically(copy, lambda file: file.write(ray.get(content).data))
-    stand_in(name, copy)
+        return fingerprint(name) == sha256
+    return False
+
+
+def _write(content: Any, file: BinaryIO) -> None:
+    file.write(content.data)
 
 
 def pack(run: Run) -> dict[str, bytes]:

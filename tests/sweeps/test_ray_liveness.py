@@ -1,0 +1,162 @@
+"""What the Ray engine does where a worker, the head or all of Ray is frozen or ends."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from identical import traces
+from vaecli.config.jobs import EvaluationSpec, Resources
+from vaecli.config.loading import dump_config
+from vaecli.runs.run import list_runs
+from vaecli.sweeps.execution import run_configs
+from vaecli.sweeps.jobs import run_jobs
+from vaecli.sweeps.sweep import JobOptions, plan_jobs
+from vaecli.training.stopping import never
+
+ray = pytest.importorskip("ray")
+from vaecli.sweeps import ray_cluster, ray_driver  # noqa: E402 (need Ray)
+
+pytestmark = pytest.mark.filterwarnings("default")  # Ray's own are not ours to mend
+QUICK = EvaluationSpec(k=3, binarised=False)
+OFTEN = Resources(sync_interval=0.3)
+PATIENCE = 3.0
+
+
+def run_impatiently(configs, options, stop=never):
+    """Do what `run_configs` does on a cluster, with little patience for those that are silent."""
+    planned, began = dict(enumerate(plan_jobs(configs, options))), []
+    arrived = ray_driver.run_on_cluster(planned, run_jobs, began.append, stop, OFTEN, patience=PATIENCE)
+    return [result for _, result in sorted(dict(arrived).items())]
+
+
+def freezing(when: str, marks: Path):
+    """Return what nodes do instead of `with_signs_of_life`: the first slice of every run freezes its worker."""
+
+    def with_signs_of_life(train, work, run_jobs, seconds):
+        import os  # noqa: PLC0415 (this runs elsewhere)
+        import signal  # noqa: PLC0415
+        import time  # noqa: PLC0415
+
+        from vaecli.sweeps.ray_worker import with_signs_of_life  # noqa: PLC0415
+
+        mark = marks / f"{work.config.seed}"
+        is_first = not mark.exists()
+        mark.touch()
+
+        def freeze_if(now: str) -> None:
+            if is_first and now == when:
+                time.sleep(1)  # until what came before is on its way
+                os.kill(os.getpid(), signal.SIGSTOP)
+
+        def train_or_freeze(work, run_jobs):
+            freeze_if("in training")
+            return train(work, run_jobs)
+
+        freeze_if("at the start")
+        yield from with_signs_of_life(train_or_freeze, work, run_jobs, seconds)
+        freeze_if("after its result")
+
+    return with_signs_of_life
+
+
+@pytest.mark.parametrize("when", ["at the start", "in training", "after its result"])
+def test_a_worker_that_freezes_changes_nothing_but_the_time(cluster, small, tmp_path, monkeypatch, when):
+    """Each of three runs freezes a worker, and there are two cores."""
+    (tmp_path / "marks").mkdir()
+    configs = [small(seed=seed) for seed in range(3)]
+    monkeypatch.setattr(ray_driver, "with_signs_of_life", freezing(when, tmp_path / "marks"))
+    results = run_impatiently(configs, JobOptions(tmp_path / "runs", evaluation=QUICK))
+    assert [result.error for result in results] == [None] * 3
+    assert len(list((tmp_path / "marks").iterdir())) == 3
+    here = run_configs(configs, JobOptions(tmp_path / "here", evaluation=QUICK), resources=Resources())
+    assert [traces(result.run) for result in results] == [traces(result.run) for result in here]
+
+
+def test_a_run_whose_workers_always_freeze_is_given_up(cluster, small, tmp_path, monkeypatch):
+    def freeze(work, run_jobs):
+        import os  # noqa: PLC0415 (this runs elsewhere)
+        import signal  # noqa: PLC0415
+        import time  # noqa: PLC0415
+
+        time.sleep(1)  # until it was heard that it had begun
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    monkeypatch.setattr(ray_driver, "train_slice", freeze)
+    (result,) = run_impatiently([small()], JobOptions(tmp_path / "runs", evaluation=QUICK))
+    assert result.error == "lost 3 times in a row: its worker was silent for 3 s"
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that these have, from Linux's /proc."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has ended
+        children.setdefault(parent, []).append(int(path.parent.name))
+    found = [*children.get(pid, [])]
+    for parent in found:
+        found += children.get(parent, [])
+    return found
+
+
+def test_time_in_which_the_driver_itself_was_stopped_does_not_count(monkeypatch):
+    now = iter([100.0, 100.5, 900.0, 901.0])
+    monkeypatch.setattr(ray_cluster.time, "monotonic", lambda: next(now))
+    clock = ray_cluster.WakingClock()
+    assert [clock.look(), clock.look(), clock.look()] == [0.5, 2.5, 3.5]
+
+
+IMPATIENT = """
+import sys
+from vaecli.cli import main
+from vaecli.sweeps import ray_cluster, ray_driver
+ray_cluster.SECONDS_GONE = ray_cluster.SECONDS_TO_LEAVE = ray_driver.LEAST_PATIENCE = 3
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("victims", "number", "said"),
+    [
+        ("", signal.SIGKILL, "Ray has ended on this machine (its head is "),
+        ("raylet", signal.SIGKILL, "Ray has ended on this machine (its head is "),
+        ("gcs_server", signal.SIGKILL, "the Ray cluster has ended: nobody listens at "),
+        ("gcs_server", signal.SIGSTOP, "the head of the Ray cluster, "),
+    ],
+)
+def test_ray_that_ends_under_a_sweep_is_one_message(small, tmp_path, victims, number, said):
+    config = small(training={"epochs": 500}, name=None)
+    (tmp_path / "base.yaml").write_text(dump_config(config))
+    spec = {
+        "base": "base.yaml",
+        "grid": {"seed": [0, 1]},
+        "resources": {"sync_interval": 0.3},
+        "evaluation": {"k": 3, "binarised": False},
+    }
+    (tmp_path / "s.yaml").write_text(yaml.safe_dump(spec))
+    command = [sys.executable, "-c", IMPATIENT, "sweep", "s.yaml", "--engine", "ray", "--quiet"]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as driver:
+        while not any(run.last.is_file() for run in list_runs(tmp_path / "runs")) and driver.poll() is None:
+            time.sleep(0.05)
+        of_ray = descendants(driver.pid)
+        for pid in of_ray:
+            if victims in Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]:
+                os.kill(pid, number)
+        _, errors = driver.communicate(timeout=60)
+    for pid in of_ray:
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGKILL)
+    assert driver.returncode == 1, errors
+    (message,) = [line for line in errors.splitlines() if line.startswith("vae: ")]
+    assert message.startswith(f"vae: {said}")
+    assert message.endswith(
+        "; start Ray again, and the same command resumes every run from the last files it sent back"
+    )
