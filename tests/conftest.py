@@ -28,6 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stress", action="store_true", help="fail at every operation, not at some")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave what takes long to `make stress`."""
+    if not config.getoption("--stress"):
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="takes long; make stress"))
+
+
 @pytest.fixture
 def stress(request: pytest.FixtureRequest) -> bool:
     """Return whether to try every point at which something can fail."""

@@ -65,7 +65,14 @@ def freezing(when: str, marks: Path):
     return with_signs_of_life
 
 
-@pytest.mark.parametrize("when", ["at the start", "in training", "after its result"])
+@pytest.mark.parametrize(
+    "when",
+    [
+        pytest.param("at the start", marks=pytest.mark.slow),
+        "in training",
+        pytest.param("after its result", marks=pytest.mark.slow),
+    ],
+)
 def test_a_worker_that_freezes_changes_nothing_but_the_time(cluster, small, tmp_path, monkeypatch, when):
     """Each of three runs freezes a worker, and there are two cores."""
     (tmp_path / "marks").mkdir()
@@ -78,6 +85,7 @@ def test_a_worker_that_freezes_changes_nothing_but_the_time(cluster, small, tmp_
     assert [traces(result.run) for result in results] == [traces(result.run) for result in here]
 
 
+@pytest.mark.slow
 def test_a_run_whose_workers_always_freeze_is_given_up(cluster, small, tmp_path, monkeypatch):
     def freeze(work, run_jobs):
         import os  # noqa: PLC0415 (this runs elsewhere)
@@ -127,9 +135,11 @@ main()
     ("victims", "number", "said"),
     [
         ("", signal.SIGKILL, "Ray has ended on this machine (its head is "),
-        ("raylet", signal.SIGKILL, "Ray has ended on this machine (its head is "),
-        ("gcs_server", signal.SIGKILL, "the Ray cluster has ended: nobody listens at "),
-        ("gcs_server", signal.SIGSTOP, "the head of the Ray cluster, "),
+        pytest.param("raylet", signal.SIGKILL, "Ray has ended on this machine (its head is ", marks=pytest.mark.slow),
+        pytest.param(
+            "gcs_server", signal.SIGKILL, "the Ray cluster has ended: nobody listens at ", marks=pytest.mark.slow
+        ),
+        pytest.param("gcs_server", signal.SIGSTOP, "the head of the Ray cluster, ", marks=pytest.mark.slow),
     ],
 )
 def test_ray_that_ends_under_a_sweep_is_one_message(small, tmp_path, victims, number, said):

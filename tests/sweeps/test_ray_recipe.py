@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from contextlib import suppress
@@ -41,7 +42,7 @@ def test_the_commands_start_a_cluster_that_asks_for_a_token(small, tmp_path):
         environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         environment |= {
             "HOME": str(tmp_path / home),
-            "PATH": f"{tmp_path / 'bin'}:{environment['PATH']}",
+            "PATH": os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), environment["PATH"]]),
             "RAY_TMPDIR": of_ray,
             "RAY_USAGE_STATS_ENABLED": "0",
         }

@@ -89,22 +89,22 @@ def run_on_cluster(
         Cluster(resources, jobs, patience) as cluster,
         _Driver(planned, run_jobs, resources, patience) as driver,
     ):
-        waiting, legs = deque(planned), _Legs(patience)
-        while waiting or legs.n_under_way:
+        waiting, slices = deque(planned), _SentSlices(patience)
+        while waiting or slices.n_under_way:
             if stop():
                 raise InterruptedRunError(
                     "stopped; the same command resumes every run from the last files it sent back"
                 )
             cluster.check()
-            for _ in range(min(len(waiting), cluster.n_slices() - legs.n_under_way)):
+            for _ in range(min(len(waiting), cluster.n_slices() - slices.n_under_way)):
                 i = waiting.popleft()
                 sent = driver.send(i)
                 if isinstance(sent, JobResult):
                     yield i, sent
                 else:
-                    legs.add(i, sent)
+                    slices.add(i, sent)
                     begin(i)
-            for i, found in legs.listen():
+            for i, found in slices.listen():
                 if isinstance(found, SliceResult):
                     result = driver.keep(i, found)
                 else:
@@ -218,7 +218,7 @@ class _Driver:
 
 
 @dataclass
-class _Leg:
+class _SentSlice:
     """Describe a slice that was sent out, and what has been heard of it."""
 
     i: int
@@ -233,62 +233,65 @@ class _Leg:
     has_ended: bool = False
 
 
-class _Legs:
+class _SentSlices:
     """Listen to all slices that were sent out, and give up those that fall silent."""
 
     def __init__(self, patience: float) -> None:
-        self._legs: list[_Leg] = []
+        self._slices: list[_SentSlice] = []
         self._patience, self._clock = patience, WakingClock()
 
     @property
     def n_under_way(self) -> int:
         """Return how many slices have neither come back nor been given up."""
-        return sum(not leg.is_settled for leg in self._legs)
+        return sum(not sent.is_settled for sent in self._slices)
 
     def add(self, i: int, stream: Any) -> None:
         """Listen to one more."""
-        self._legs.append(_Leg(i, stream, stream, self._clock.look()))
+        self._slices.append(_SentSlice(i, stream, stream, self._clock.look()))
 
     def listen(self) -> Iterator[tuple[int, SliceResult | Exception | None]]:
         """Yield what has come back: a result or an error; None for a slice that never began, to be sent again."""
-        awaited = [leg.awaited for leg in self._legs]
+        awaited = [sent.awaited for sent in self._slices]
         if not awaited:
             time.sleep(POLL)
         ready = set(ray.wait(awaited, num_returns=len(awaited), timeout=POLL)[0]) if awaited else set()
         now = self._clock.look()
-        for leg in self._legs:
+        for sent in self._slices:
             found: SliceResult | Exception | None = None
-            if leg.awaited in ready:
-                leg.heard_at = now
-                leg.has_ended = leg.is_settled
-                found = None if leg.is_settled else self._read(leg)
+            if sent.awaited in ready:
+                sent.heard_at = now
+                sent.has_ended = sent.is_settled
+                found = None if sent.is_settled else self._read(sent)
                 if found is None:
                     continue
-            elif now - leg.heard_at > self._patience:
-                leg.heard_at = now
-                ray.cancel(leg.stream, force=True)
-                found = TimeoutError(f"its worker was silent for {self._patience:g} s") if leg.has_begun else None
+            elif now - sent.heard_at > self._patience:
+                sent.heard_at = now
+                ray.cancel(sent.stream, force=True)
+                found = TimeoutError(f"its worker was silent for {self._patience:g} s") if sent.has_begun else None
             else:
                 continue
-            if not leg.is_settled:
-                leg.is_settled, leg.awaited = True, leg.stream.completed()  # asking the stream for its end could block
-                yield leg.i, found
-        self._legs = [leg for leg in self._legs if not leg.has_ended]
+            if not sent.is_settled:
+                sent.is_settled, sent.awaited = (
+                    True,
+                    sent.stream.completed(),
+                )  # asking the stream for its end could block
+                yield sent.i, found
+        self._slices = [sent for sent in self._slices if not sent.has_ended]
 
     @staticmethod
-    def _read(leg: _Leg) -> SliceResult | Exception | None:
+    def _read(sent: _SentSlice) -> SliceResult | Exception | None:
         """Read what has arrived; return None where it is signs of life only."""
         found: SliceResult | Exception | None = None
-        while found is None and ray.wait([leg.awaited], timeout=0)[0]:
-            if leg.awaited is leg.stream:
-                leg.awaited = next(leg.stream)
+        while found is None and ray.wait([sent.awaited], timeout=0)[0]:
+            if sent.awaited is sent.stream:
+                sent.awaited = next(sent.stream)
                 continue
             try:
-                found = ray.get(leg.awaited)
-                leg.has_begun = True
+                found = ray.get(sent.awaited)
+                sent.has_begun = True
             except RayError as error:
                 found = error
-            leg.awaited = leg.stream
+            sent.awaited = sent.stream
         return found
 
 
