@@ -15,6 +15,24 @@ def test_a_grid_lays_images_out_in_rows():
     assert grid(images).shape == (2 * 3 + 1, 3 * 4 + 1)  # the squarest
 
 
+def test_a_grid_of_colours_is_in_colour():
+    red, blue = np.array([1, 0, 0], np.float32), np.array([0, 0, 2], np.float32)
+    picture = grid(np.stack([red, blue]).reshape(2, 1, 1, 3), columns=2)
+    assert picture.shape == (3, 5, 3)
+    assert picture[1, 1::2].tolist() == [[255, 0, 0], [0, 0, 255]]
+    assert (picture[0] == BACKGROUND).all()
+
+
+@pytest.mark.parametrize("channels", [2, 4])
+def test_channels_that_are_no_colours_stand_side_by_side(channels):
+    image = np.arange(2 * 3 * channels, dtype=np.float32).reshape(1, 2, 3, channels) / 255
+    picture = grid(image, gap=0)
+    assert picture.tolist() == [
+        [row * 3 * channels + column * channels + channel for channel in range(channels) for column in range(3)]
+        for row in range(2)
+    ]
+
+
 def test_pairs_stand_one_above_the_other():
     above = np.zeros((3, 1, 1), np.float32)
     picture = paired_grid(above, above + 1, columns=2)
@@ -30,14 +48,16 @@ def test_a_picture_is_saved_enlarged(tmp_path, scale):
         assert np.asarray(image)[0].tolist() == [0] * scale + [255] * scale
 
 
-@pytest.mark.parametrize(("shape", "scale"), [((28, 56), 2), ((1, 2), 48), ((3, 200), 7), ((200, 3), 32)])
+@pytest.mark.parametrize(
+    ("shape", "scale"), [((28, 56), 2), ((1, 2), 48), ((3, 200), 7), ((200, 3), 32), ((28, 56, 3), 2)]
+)
 def test_labels_stand_around_a_picture_and_leave_it_as_it_is(tmp_path, shape, scale):
     picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     save_png(tmp_path / "x.png", picture, labels=Labels(["0 %", "100 %"], ["from image 7"], ["to image 9"]))
     with Image.open(tmp_path / "x.png") as image:
         pixels = np.asarray(image)
     enlarged = picture.repeat(scale, 0).repeat(scale, 1)  # until the letters fit: 48 pixels a column, 20 a row
-    height, width = enlarged.shape
+    height, width = enlarged.shape[:2]
     above, beside = pixels.shape[0] - height, pixels.shape[1] - width
     (left,) = (x for x in range(beside + 1) if np.array_equal(pixels[above:, x : x + width], enlarged))
     for margin in (pixels[:above], pixels[:, :left], pixels[:, left + width :]):

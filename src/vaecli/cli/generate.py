@@ -30,7 +30,10 @@ def sample(
     ckpt: Ckpt,
     n: Annotated[int, typer.Option("--n", min=1, max=1_000_000, help="How many images.")] = 100,
     out: Annotated[
-        Path | None, typer.Option("--out", help="A .png, or a .npy of float32 (n, H, W) in units of the 0..1 pixel.")
+        Path | None,
+        typer.Option(
+            "--out", help="A .png, or a .npy of float32 (n, H, W), in colour (n, H, W, C), in units of the 0..1 pixel."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random numbers.")] = 0,
     draw: Annotated[bool, typer.Option("--draw", help="Draw pixels from p(x|z) instead of showing its mean.")] = False,

@@ -17,7 +17,10 @@ MAX_SIDE = 65536
 
 
 class ImageShape(NamedTuple):
-    """Hold the shape of one image, which data and distributions take as D = channels · height · width numbers."""
+    """Hold the shape of one image, which data and distributions take as D = height · width · channels numbers.
+
+    They are in that order, as pictures are stored: the channels of a pixel lie side by side.
+    """
 
     channels: int
     height: int
@@ -34,9 +37,9 @@ class ImageShape(NamedTuple):
         return all(0 < side <= MAX_SIDE for side in self)
 
     @property
-    def picture(self) -> tuple[int, int]:
-        """Return (height, width), the shape of a grey picture."""
-        return self.height, self.width
+    def picture(self) -> tuple[int, ...]:
+        """Return (height, width), the shape of a grey picture, or (height, width, channels) where there are several."""
+        return (self.height, self.width) if self.channels == 1 else (self.height, self.width, self.channels)
 
 
 class Labels(NamedTuple):
@@ -55,20 +58,32 @@ MIN_CELL = 48, 20
 """The width and height at least, in pixels, of an image that has a label."""
 
 
+def as_seen(images: Float[NDArray[np.float32], "N H W *C"]) -> Float[NDArray[np.float32], "N H w *c"]:
+    """Return images in grey or in three colours; channels that are neither stand side by side, in grey."""
+    n, height = images.shape[:2]
+    is_seen = images.ndim == 3 or images.shape[3] == 3
+    return images if is_seen else images.transpose(0, 1, 3, 2).reshape(n, height, -1)
+
+
 def grid(
-    images: Float[NDArray[np.float32], "N H W"], columns: int | None = None, gap: int = GAP
-) -> UInt8[NDArray[np.uint8], "h w"]:
+    images: Float[NDArray[np.float32], "N H W *C"], columns: int | None = None, gap: int = GAP
+) -> UInt8[NDArray[np.uint8], "h w *c"]:
     """Lay images out in rows, with a thin line between them and around.
 
     Args:
         images: In units of the 0..1 pixel; what lies outside is clipped.
         columns: Images in a row; None for a square.
         gap: The line's width in pixels.
+
+    Returns:
+        A picture in grey (h, w), or in colour (h, w, 3).
     """
-    n, height, width = images.shape
+    images = as_seen(images)
+    n, height, width = images.shape[:3]
     columns = min(columns or math.ceil(math.sqrt(n)), n)
     rows = math.ceil(n / columns)
-    canvas = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap), BACKGROUND, np.uint8)
+    size = rows * (height + gap) + gap, columns * (width + gap) + gap
+    canvas = np.full((*size, *images.shape[3:]), BACKGROUND, np.uint8)
     levels = (np.nan_to_num(images).clip(0, 1) * 255).round().astype(np.uint8)
     for i, image in enumerate(levels):
         top, left = (i // columns) * (height + gap) + gap, (i % columns) * (width + gap) + gap
@@ -77,8 +92,8 @@ def grid(
 
 
 def paired_grid(
-    above: Float[NDArray[np.float32], "N H W"], below: Float[NDArray[np.float32], "N H W"], columns: int = 10
-) -> UInt8[NDArray[np.uint8], "h w"]:
+    above: Float[NDArray[np.float32], "N H W *C"], below: Float[NDArray[np.float32], "N H W *C"], columns: int = 10
+) -> UInt8[NDArray[np.uint8], "h w *c"]:
     """Rows of images, each with a row of their counterparts under it; the last row is filled up with nothing."""
     rows = []
     for start in range(0, len(above), columns):
@@ -89,11 +104,11 @@ def paired_grid(
 
 
 def save_png(
-    path: Path, picture: UInt8[NDArray[np.uint8], "h w"], scale: int = 2, labels: Labels | None = None
+    path: Path, picture: UInt8[NDArray[np.uint8], "h w *c"], scale: int = 2, labels: Labels | None = None
 ) -> None:
     """Write a picture as PNG atomically, each pixel as a square of `scale`; a larger one where labels need it."""
     if labels is not None:
-        height, width = picture.shape
+        height, width = picture.shape[:2]
         columns, rows = len(labels.top) or 1, max(len(labels.left), len(labels.right)) or 1
         scale = max(scale, math.ceil(MIN_CELL[0] * columns / width), math.ceil(MIN_CELL[1] * rows / height))
     enlarged = Image.fromarray(picture.repeat(scale, axis=0).repeat(scale, axis=1))
@@ -111,15 +126,15 @@ def _label(picture: Image.Image, labels: Labels) -> Image.Image:
     left, right = room(labels.left), room(labels.right)
     above = LETTER_SIZE + 2 * SPACE if labels.top else 0
     width, height = picture.size
-    canvas = Image.new("L", (left + width + right, above + height), 255)
+    canvas = Image.new(picture.mode, (left + width + right, above + height), "white")
     canvas.paste(picture, (left, above))
     draw = ImageDraw.Draw(canvas)
     every = math.ceil(room(labels.top) * len(labels.top) / width)  # of those that would touch, only some
     for i, text in enumerate(labels.top):
         if i % (every or 1) == 0:
             place = left + (i + 0.5) * width / len(labels.top), above / 2
-            draw.text(place, text, fill=0, font=font, anchor="mm")
+            draw.text(place, text, fill="black", font=font, anchor="mm")
     for texts, x, anchor in ((labels.left, left - SPACE, "rm"), (labels.right, left + width + SPACE, "lm")):
         for i, text in enumerate(texts):
-            draw.text((x, above + (i + 0.5) * height / len(texts)), text, fill=0, font=font, anchor=anchor)
+            draw.text((x, above + (i + 0.5) * height / len(texts)), text, fill="black", font=font, anchor=anchor)
     return canvas

@@ -19,10 +19,10 @@ CHUNK = 1000
 
 
 class Reconstructions(NamedTuple):
-    """Hold images and their reconstructions, both in units of the 0..1 pixel."""
+    """Hold images and their reconstructions, both in units of the 0..1 pixel: (N, H, W), or (N, H, W, C) in colour."""
 
-    originals: Float[NDArray[np.float32], "N H W"]
-    reconstructions: Float[NDArray[np.float32], "N H W"]
+    originals: Float[NDArray[np.float32], "N H W *C"]
+    reconstructions: Float[NDArray[np.float32], "N H W *C"]
 
 
 class Encoding(NamedTuple):
@@ -33,7 +33,7 @@ class Encoding(NamedTuple):
     labels: Int64[NDArray[np.int64], " N"] | None
 
 
-def sample(run: Run, n: int = 100, *, seed: int = 0, draw: bool = False) -> Float[NDArray[np.float32], "N H W"]:
+def sample(run: Run, n: int = 100, *, seed: int = 0, draw: bool = False) -> Float[NDArray[np.float32], "N H W *C"]:
     """Draw new images: z from the prior, then the mean of p(x|z).
 
     Args:
@@ -43,7 +43,7 @@ def sample(run: Run, n: int = 100, *, seed: int = 0, draw: bool = False) -> Floa
         draw: Draw x from p(x|z) instead of taking its mean.
 
     Returns:
-        Images in units of the 0..1 pixel; draws of a Gaussian may lie outside.
+        Images in units of the 0..1 pixel, (N, H, W) or in colour (N, H, W, C); draws of a Gaussian may lie outside.
 
     Raises:
         VaecliError: The run's checkpoint cannot be used.
@@ -88,7 +88,7 @@ def encode(run: Run, *, split: Split = "test", data_dir: Path | None = None) -> 
 
 
 @torch.no_grad()
-def manifold(run: Run, n: int = 20) -> Float[NDArray[np.float32], "N H W"]:
+def manifold(run: Run, n: int = 20) -> Float[NDArray[np.float32], "N H W *C"]:
     """Return the mean of p(x|z) on an n by n grid of a 2-dimensional latent space, in rows (paper, figure 4).
 
     The grid is even in the unit square and goes through the quantiles of the prior, so that every cell has the same
@@ -124,7 +124,7 @@ def latent_grid(run: Run, n: int) -> Float[Tensor, "N 2"]:
 @torch.no_grad()
 def interpolate(
     run: Run, first: int = 0, second: int = 1, n: int = 10, *, split: Split = "test", data_dir: Path | None = None
-) -> Float[NDArray[np.float32], "N H W"]:
+) -> Float[NDArray[np.float32], "N H W *C"]:
     """Return the mean of p(x|z) at n points on the line between the posterior means of two images of a split.
 
     Raises:
@@ -155,5 +155,5 @@ def _preprocess(run: Run, pixels: UInt8[Tensor, "N D"], stream: torch.Generator)
     return build_preprocess(run.config.model.likelihood.support, run.config.data)(pixels, stream)
 
 
-def _pictures(run: Run, images: Float[Tensor, "N D"]) -> Float[NDArray[np.float32], "N H W"]:
+def _pictures(run: Run, images: Float[Tensor, "N D"]) -> Float[NDArray[np.float32], "N H W *C"]:
     return images.reshape(-1, *run.checkpoint.image_shape.picture).numpy()

@@ -16,6 +16,7 @@ from matplotlib.transforms import ScaledTranslation
 from numpy.typing import NDArray
 
 from vaecli.config.schema import get_setting
+from vaecli.data.image_grid import as_seen
 from vaecli.evaluation.generation import reconstruct, sample
 from vaecli.reports.statistics import interval
 from vaecli.reports.tables import group_by, group_by_support, short_names
@@ -44,7 +45,7 @@ ET.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 def panel(found: SweepResult) -> Figure:
     """Show test images, their reconstructions and samples from the prior, a column per decoder, of the first seed."""
     columns = [_pictures(found, decoder) for decoder in found.decoders]
-    height, width = next((column[0].shape for column in columns if column), (ROWS, COLUMNS))
+    height, width = next((column[0].shape[:2] for column in columns if column), (ROWS, COLUMNS))
     column = min(MAX_COLUMN, (PAGE - 0.3) / len(columns))
     size = (column * len(columns) + 0.3, 3 * column * height / width + 0.5)
     figure = Figure(figsize=size, layout="constrained")
@@ -74,11 +75,12 @@ def _pictures(found: SweepResult, decoder: str) -> list[NDArray[np.float32]]:
 
 def _tile(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """Lay images out in ROWS and COLUMNS; where there are fewer, the rest stays black."""
-    n, height, width = images.shape
-    missing = max(0, ROWS * COLUMNS - n)
-    padded = np.concatenate([images, np.zeros((missing, height, width), np.float32)])
-    grid = padded.reshape(ROWS, COLUMNS, height, width).transpose(0, 2, 1, 3)
-    return grid.reshape(ROWS * height, COLUMNS * width)
+    images = as_seen(images).clip(0, 1)
+    n, height, width, *channels = images.shape
+    padded = np.zeros((ROWS * COLUMNS, height, width, *channels), np.float32)
+    padded[:n] = images
+    grid = padded.reshape(ROWS, COLUMNS, height, width, *channels).swapaxes(1, 2)
+    return grid.reshape(ROWS * height, COLUMNS * width, *channels)
 
 
 def curves(found: SweepResult) -> Figure:

@@ -25,7 +25,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from vaecli.data.dataset import Images, Preprocess
-from vaecli.data.image_grid import ImageShape, grid, paired_grid
+from vaecli.data.image_grid import ImageShape, as_seen, grid, paired_grid
 from vaecli.errors import VaecliError
 from vaecli.files import finite, unshare, write_atomically, write_text
 from vaecli.model.vae import VAE
@@ -57,8 +57,8 @@ class EventLog:
         self._add(summary.histogram_raw(tag, 0, len(heights), total, total, total, list(edges), list(heights)), images)
 
     def image(self, tag: str, picture: NDArray[np.uint8], images: int) -> None:
-        """Add a grey picture of shape (h, w)."""
-        self._add(summary.image(tag, picture, dataformats="HW"), images)
+        """Add a picture, in grey (h, w) or in colour (h, w, 3)."""
+        self._add(summary.image(tag, picture, dataformats="HWC"[: picture.ndim]), images)
 
     def text(self, tag: str, markdown: str) -> None:
         """Add a page of text."""
@@ -143,7 +143,7 @@ class RunLogs:
 
 def reconstruction_picture(
     vae: VAE, images: Images, preprocess: Preprocess, generator: torch.Generator
-) -> UInt8[NDArray[np.uint8], "h w"]:
+) -> UInt8[NDArray[np.uint8], "h w *c"]:
     """Lay out images above their reconstructions.
 
     Args:
@@ -158,7 +158,9 @@ def reconstruction_picture(
     return paired_grid(originals.cpu().reshape(shape).numpy(), reconstructions.cpu().reshape(shape).numpy())
 
 
-def prior_picture(vae: VAE, shape: ImageShape, n: int, generator: torch.Generator) -> UInt8[NDArray[np.uint8], "h w"]:
+def prior_picture(
+    vae: VAE, shape: ImageShape, n: int, generator: torch.Generator
+) -> UInt8[NDArray[np.uint8], "h w *c"]:
     """Lay out n samples from the prior."""
     return grid(vae.sample(n, generator).cpu().reshape(-1, *shape.picture).numpy(), columns=10)
 
@@ -197,9 +199,11 @@ def write_projector(
     if images.labels is not None:
         write_text(directory / "labels.tsv", "\n".join(map(str, images.labels.tolist())) + "\n")
     columns = math.ceil(math.sqrt(len(images)))  # the projector wants a square of thumbnails with nothing between
-    height, width = images.shape.picture
-    pixels = images.pixels.reshape(-1, height, width).float().cpu().numpy() / 255
-    thumbnails = 255 - grid(pixels.astype(np.float32), columns, gap=0)
+    pixels = as_seen((images.pixels.reshape(-1, *images.shape.picture).float() / 255).cpu().numpy())
+    height, width = pixels.shape[1:3]
+    thumbnails = grid(pixels, columns, gap=0)
+    if thumbnails.ndim == 2:
+        thumbnails = 255 - thumbnails  # grey on the projector's white
     write_atomically(
         directory / "thumbnails.png", lambda file: Image.fromarray(thumbnails).save(file, format="PNG", optimize=True)
     )
