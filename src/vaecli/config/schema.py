@@ -66,7 +66,8 @@ class DataConfig(Section):
     """Describe which images are used, and how their pixels k in 0..255 become x."""
 
     name: Annotated[str, AfterValidator(_known_data)] = "mnist"
-    """A shipped or torchvision data set, or the path of an array: .npy, .npz, or IDX (-ubyte, -ubyte.gz)."""
+    """A shipped or torchvision data set, or the path of an array: .npy, .npz (in grey or in colour), or IDX (-ubyte,
+    -ubyte.gz)."""
     binarize: Literal["dynamic", "threshold", "static", "none"] = "dynamic"
     """Binary likelihoods only: b ~ Bern(k/255) drawn anew each time, b = [k > 127], b drawn once, or k/255 itself."""
     dequantize: bool = True

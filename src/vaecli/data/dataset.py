@@ -115,9 +115,9 @@ class Dataset:
     def test(self) -> Images:
         """Return the images that nothing but evaluation and reports may look at."""
         images = self._images("test", slice(self._n_training, None) if self._is_own else slice(None))
-        trained_on = self._training_source.pixels.shape[1:]
-        if images.shape.picture != trained_on:
-            sizes = (" x ".join(map(str, shape)) for shape in (images.shape.picture, trained_on))
+        trained_on = _shape(self._training_source.pixels)
+        if images.shape != trained_on:
+            sizes = (" x ".join(map(str, shape.picture)) for shape in (images.shape, trained_on))
             raise DataError(f"{self.name}: its test images have {next(sizes)} pixels, those for training {next(sizes)}")
         return images
 
@@ -160,7 +160,7 @@ class Dataset:
     def _images(self, split: Split, rows: slice) -> Images:
         source = self._source("test") if split == "test" and not self._is_own else self._training_source
         chosen = source.pixels[rows]
-        shape = ImageShape(1, *chosen.shape[1:])
+        shape = _shape(chosen)
         if not shape.is_usable:
             raise DataError(
                 f"{self.name}: has images of {shape.height} x {shape.width} pixels, and {MAX_SIDE} is the most along "
@@ -176,7 +176,13 @@ class Dataset:
         return Images(pixels, labels, shape, origin, self._on_stage)
 
 
-def _as_tensor(pixels: UInt8[NDArray[np.uint8], "N H W"]) -> UInt8[Tensor, "N H W"]:
+def _shape(pixels: UInt8[NDArray[np.uint8], "N H W *C"]) -> ImageShape:
+    """Return the shape of each of many images, in grey or with channels."""
+    height, width, channels = (*pixels.shape[1:], 1)[:3]
+    return ImageShape(channels, height, width)
+
+
+def _as_tensor(pixels: UInt8[NDArray[np.uint8], "N H W *C"]) -> UInt8[Tensor, "N H W *C"]:
     """Return a tensor of the same memory, which may be that of a file: nothing here writes to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

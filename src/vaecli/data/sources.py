@@ -25,6 +25,8 @@ Part = Literal["train", "test"]
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
+MAX_COLOURS = 4
+"""Channels of a picture at most, as such are: where there are more, and few rows, channels have come first."""
 UNSIGNED_BYTES = 0x08
 """The type of an IDX file's values."""
 _MNIST = Path(__file__).parent / "mnist"
@@ -38,7 +40,7 @@ MNIST_SHA256 = {
 
 @dataclass(frozen=True)
 class Source:
-    """Hold images as they were found: `pixels` (N, H, W), and `labels` (N,) where there are any."""
+    """Hold images as they were found: `pixels` (N, H, W) or (N, H, W, C), and `labels` (N,) where there are any."""
 
     pixels: Pixels
     labels: Labels | None = None
@@ -201,7 +203,7 @@ def array_path(name: str) -> Path:
 
 
 def load_array(name: str) -> Source:
-    """Load a .npy, .npz or IDX file of uint8 images (N, H, W), with the labels of the last two. Raises DataError."""
+    """Load a .npy, .npz or IDX file of uint8 images, with the labels of the last two. Raises DataError."""
     path = array_path(name)
     if path.suffix not in {".npy", ".npz"}:
         return _load_idx(path)
@@ -238,11 +240,16 @@ def _read_npz(path: Path) -> Source:
 
 
 def _checked(pixels: Any, name: str) -> Pixels:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or 0 in pixels.shape:
+    if pixels.dtype != np.uint8 or pixels.ndim not in {3, 4} or 0 in pixels.shape:
         remedy = 'convert them with (255 * x).round().astype("uint8")' if pixels.dtype.kind == "f" else ""
         raise DataError(
-            f"{name}: holds {pixels.dtype} of shape {tuple(pixels.shape)}; images are uint8 of shape (N, H, W)"
-            + (f"; if they lie in 0..1, {remedy}" if remedy else "")
+            f"{name}: holds {pixels.dtype} of shape {tuple(pixels.shape)}; images are uint8 of shape (N, H, W), or in "
+            "colour (N, H, W, C)" + (f"; if they lie in 0..1, {remedy}" if remedy else "")
+        )
+    if pixels.ndim == 4 and pixels.shape[1] <= MAX_COLOURS < pixels.shape[3]:
+        raise DataError(
+            f"{name}: holds images of shape {tuple(pixels.shape)}, whose channels seem to come first; they come last, "
+            "(N, H, W, C): convert them with x.transpose(0, 2, 3, 1)"
         )
     return np.ascontiguousarray(pixels)
 
