@@ -6,7 +6,7 @@ from torch import nn
 
 from identical import traces
 from vaecli.errors import LimitReachedError
-from vaecli.model import vae as model
+from vaecli.model import networks
 from vaecli.runs.run import list_runs
 from vaecli.training.loop import resume, train
 from vaecli.training.opening import start_session
@@ -33,12 +33,12 @@ class RunningMean(nn.Module):
 @pytest.fixture
 def buffered(monkeypatch):
     """Give every encoder a layer with buffers."""
-    build = model.encoder_perceptron
 
-    def with_buffers(config, image_shape, n_outputs):
-        return nn.Sequential(RunningMean(image_shape.n_pixels), *build(config, image_shape, n_outputs))
+    def with_buffers(config, image_shape, n_outputs, n_params):
+        built = networks.perceptrons(config, image_shape, n_outputs, n_params)
+        return built._replace(encoder=nn.Sequential(RunningMean(image_shape.n_pixels), *built.encoder))
 
-    monkeypatch.setattr(model, "encoder_perceptron", with_buffers)
+    monkeypatch.setitem(networks.NETWORKS, "mlp", with_buffers)
 
 
 def test_buffers_are_saved_and_resumed(small, tmp_path, buffered):

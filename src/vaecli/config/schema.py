@@ -83,6 +83,7 @@ class ModelConfig(Section):
 
     decoder: Annotated[str, AfterValidator(_known_decoder)] = "bernoulli"
     latent_dim: Size = 20
+    network: Literal["mlp"] = "mlp"
     hidden_dim: Annotated[tuple[Size, ...], BeforeValidator(_layers), Field(max_length=100)] = (500,)
     """Units of each hidden layer of the encoder; the decoder mirrors it. None, []: both are linear."""
     activation: Literal["relu", "tanh"] = "relu"

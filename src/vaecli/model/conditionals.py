@@ -111,13 +111,14 @@ class Conditional(nn.Module, ABC):
         """Set the output layer's bias so that training starts from `mean` as the mean of y whatever c is.
 
         Raises:
-            TypeError: The network does not end in a linear layer.
+            TypeError: The network's last layer does not add a bias for each of its outputs.
         """
         output = list(self.network.children())[-1]
-        if not isinstance(output, nn.Linear):
-            raise TypeError(f"init: mean_image needs a linear output layer, not {type(output).__name__}")
-        output.bias.zero_()
-        output.bias[: len(mean)] = self._inverse_link(mean)
+        bias = getattr(output, "bias", None)
+        if not isinstance(bias, Tensor) or bias.shape != (self.n_params * len(mean),):
+            raise TypeError(f"init: mean_image needs a bias for each output, which {type(output).__name__} has not")
+        bias.zero_()
+        bias[: len(mean)] = self._inverse_link(mean)
 
 
 @final

@@ -1,12 +1,13 @@
-"""Networks and how their parameters start. Images arrive flat, as D = channels · height · width numbers.
+"""Networks and how their parameters start. Images arrive flat, as D = height · width · channels numbers.
 
-A network that wants the picture back unflattens it by the image shape that it is built with.
+A network that wants the picture back unflattens it by the image shape that it is built with. A new one is a function
+that builds an encoder and a decoder, and a row of `NETWORKS`.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -22,15 +23,23 @@ CONSTANT = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 """Layers that start at the constants which their constructor sets."""
 
 
-def encoder_perceptron(config: ModelConfig, image_shape: ImageShape, n_outputs: int) -> nn.Sequential:
-    """Build a perceptron from a flat image (*batch, D) to (*batch, n_outputs)."""
-    return perceptron((image_shape.n_pixels, *config.hidden_dim, n_outputs), config.activation)
+class Networks(NamedTuple):
+    """Hold the two networks of a VAE."""
+
+    encoder: nn.Module
+    """From a flat image (*batch, D) to the posterior's parameters (*batch, n_outputs)."""
+    decoder: nn.Module
+    """From z (*batch, Z) to the likelihood's parameters (*batch, n_params · D), in blocks of D; its last layer has a
+    bias for each."""
 
 
-def decoder_perceptron(config: ModelConfig, image_shape: ImageShape, n_params: int) -> nn.Sequential:
-    """Build a perceptron from z (*batch, Z) to `n_params` blocks of D outputs; it mirrors the encoder's."""
-    n_outputs = n_params * image_shape.n_pixels
-    return perceptron((config.latent_dim, *reversed(config.hidden_dim), n_outputs), config.activation)
+def perceptrons(config: ModelConfig, image_shape: ImageShape, n_outputs: int, n_params: int) -> Networks:
+    """Build two perceptrons, the decoder as the mirror image of the encoder."""
+    n_pixels, hidden = image_shape.n_pixels, config.hidden_dim
+    return Networks(
+        perceptron((n_pixels, *hidden, n_outputs), config.activation),
+        perceptron((config.latent_dim, *reversed(hidden), n_params * n_pixels), config.activation),
+    )
 
 
 def perceptron(sizes: Sequence[int], activation: Literal["relu", "tanh"]) -> nn.Sequential:
@@ -39,6 +48,11 @@ def perceptron(sizes: Sequence[int], activation: Literal["relu", "tanh"]) -> nn.
     for n_in, n_out in pairwise(sizes):
         layers += [Linear(n_in, n_out), ACTIVATIONS[activation]()]
     return nn.Sequential(*layers[:-1])
+
+
+NETWORKS: dict[str, Callable[[ModelConfig, ImageShape, int, int], Networks]] = {"mlp": perceptrons}
+"""The networks by their names in the config. Each is called with the config's section, the shape of an image, and the
+numbers of outputs: of the encoder, and of the decoder for each of D."""
 
 
 @torch.no_grad()

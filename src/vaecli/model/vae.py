@@ -14,7 +14,7 @@ from vaecli.data.image_grid import ImageShape
 from vaecli.model import conditionals
 from vaecli.model.conditionals import LINKS, Conditional, Floor, Gaussian
 from vaecli.model.distributions import LOG_2PI, DiagonalNormal, Factorised, standard_normal
-from vaecli.model.networks import decoder_perceptron, encoder_perceptron, initialise
+from vaecli.model.networks import NETWORKS, initialise
 
 CHUNK = 1000
 """Images that are decoded at a time."""
@@ -153,6 +153,7 @@ def _assemble(config: ModelConfig, image_shape: ImageShape) -> VAE:
     likelihood = config.likelihood
     decoder_class: type[Conditional] = getattr(conditionals, likelihood.class_name)
     arguments = {argument: value(config) for argument, value in (SETTINGS[name] for name in likelihood.settings)}
-    encoder = Gaussian(encoder_perceptron(config, image_shape, Gaussian.n_params * config.latent_dim))
-    decoder = decoder_class(decoder_perceptron(config, image_shape, decoder_class.n_params), **arguments)
-    return VAE(encoder, decoder, StandardNormal(config.latent_dim))
+    n_outputs = Gaussian.n_params * config.latent_dim
+    networks = NETWORKS[config.network](config, image_shape, n_outputs, decoder_class.n_params)
+    decoder = decoder_class(networks.decoder, **arguments)
+    return VAE(Gaussian(networks.encoder), decoder, StandardNormal(config.latent_dim))
