@@ -56,9 +56,15 @@ def flush_subnormals() -> None:
 
 
 def allow_tf32(device: torch.device, allowed: bool) -> None:
-    """Let matrix products on CUDA round their factors to TF32's 10 bits of mantissa, or have them in full float32."""
+    """Let matrix products and convolutions on CUDA round factors to the 10 bits of mantissa of TF32, or not."""
     if device.type == "cuda":
         torch.backends.cuda.matmul.fp32_precision = "tf32" if allowed else "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if allowed else "ieee"  # type: ignore[attr-defined]
+
+
+def repeat_sums() -> None:
+    """Let convolutions on CUDA use only algorithms that take their sums in the same order each time."""
+    torch.backends.cudnn.deterministic = True
 
 
 def choose_library(setting: Literal["auto", "torch", "onednn"], device: torch.device) -> Library:

@@ -1,65 +1,67 @@
-"""Models with buffers, such as running means: they are saved, resumed, and kept apart in each replicate."""
+"""Models with buffers, such as running means: they are saved, resumed, and kept apart in each replicate.
+
+What is evaluated while a run trains leaves them as they are.
+"""
 
 import pytest
 import torch
 from torch import nn
 
 from identical import traces
-from vaecli.errors import LimitReachedError
+from vaecli.data.dataset import Dataset
+from vaecli.errors import DivergedError, LimitReachedError
 from vaecli.model import networks
+from vaecli.model.bound import evaluate_bound
 from vaecli.runs.run import list_runs
+from vaecli.training.divergence import check_finite
 from vaecli.training.loop import resume, train
 from vaecli.training.opening import start_session
 from vaecli.training.replicates import train_replicates
 from vaecli.training.session import Controls
+from vaecli.training.state import new_state
 from vaecli.training.stopping import Limit
-
-
-class RunningMean(nn.Module):
-    """Subtract a running mean of the inputs, which training moves and which is not a parameter."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(n))
-        self.register_buffer("n_seen", torch.zeros((), dtype=torch.int64))
-
-    def forward(self, x):
-        if self.training and torch.is_grad_enabled() and not torch._C._functorch.is_functorch_wrapped_tensor(x):
-            self.mean.lerp_(x.detach().mean(0), 0.1)
-            self.n_seen += 1
-        return x - self.mean
 
 
 @pytest.fixture
 def buffered(monkeypatch):
-    """Give every encoder a layer with buffers."""
+    """Give every encoder a layer with buffers: the running mean and variance of its inputs, and a count."""
 
     def with_buffers(config, image_shape, n_outputs, n_params):
         built = networks.perceptrons(config, image_shape, n_outputs, n_params)
-        return built._replace(encoder=nn.Sequential(RunningMean(image_shape.n_pixels), *built.encoder))
+        return built._replace(encoder=nn.Sequential(nn.BatchNorm1d(image_shape.n_pixels), *built.encoder))
 
     monkeypatch.setitem(networks.NETWORKS, "mlp", with_buffers)
 
 
 def test_buffers_are_saved_and_resumed(small, tmp_path, buffered):
     uncut = train(small(), runs_dir=tmp_path / "uncut")
-    assert uncut.checkpoint.model["encoder.network.0.n_seen"] > 0
-    assert uncut.vae.encoder.network[0].mean.abs().max() > 0
+    assert uncut.vae.encoder.network[0].running_mean.abs().max() > 0
     with pytest.raises(LimitReachedError):
         train(small(), runs_dir=tmp_path / "cut", limit=Limit(images=70))
     (cut,) = list_runs(tmp_path / "cut")
     assert traces(resume(cut)) == traces(uncut)
 
 
+def test_only_steps_move_buffers(small, tmp_path, buffered):
+    """Three epochs of five steps: not the bounds, the pictures and the projector's points between and after them."""
+    run = train(small(), runs_dir=tmp_path)
+    assert run.load(run.last).model["encoder.network.0.num_batches_tracked"] == 15
+
+
+def test_the_bound_during_training_is_that_of_the_checkpoint(small, tmp_path, buffered):
+    """With the running means, which checkpoints hold, and not with those of the images that happen to be there."""
+    session = start_session(small(), tmp_path, None, Controls())
+    assert train_replicates({0: session}) == {}
+    best = session.run.load(session.run.best)
+    bound = evaluate_bound(best.build_vae(), session.dataset.validation.pixels, session.state.preprocess, 0)
+    assert bound.elbo == best.progress.best_elbo
+
+
 def test_every_replicate_has_buffers_of_its_own(small, tmp_path, buffered):
-    """Each starts from a mean of its own, which its steps use: they go where the same runs go alone."""
+    """They go where the same runs go alone."""
 
     def sessions(folder):
-        made = {seed: start_session(small(seed=seed), tmp_path / folder, None, Controls()) for seed in (0, 1)}
-        for seed, session in made.items():
-            session.state.vae.encoder.network[0].mean.fill_(0.5 * seed)
-            session.state.vae.encoder.network[0].eval()
-        return made
+        return {seed: start_session(small(seed=seed), tmp_path / folder, None, Controls()) for seed in (0, 1)}
 
     together, alone = sessions("together"), sessions("alone")
     assert train_replicates(together) == {}
@@ -68,4 +70,14 @@ def test_every_replicate_has_buffers_of_its_own(small, tmp_path, buffered):
         torch.testing.assert_close(
             together[seed].state.vae.state_dict(), session.state.vae.state_dict(), rtol=0, atol=1e-4
         )
-        assert together[seed].state.vae.encoder.network[0].mean.eq(0.5 * seed).all()
+    means = [session.state.vae.encoder.network[0].running_mean for session in together.values()]
+    assert not means[0].equal(means[1])
+
+
+def test_a_buffer_that_is_not_finite_is_training_that_diverged(small, buffered):
+    config = small()
+    state = new_state(config, Dataset(config.data, config.model.likelihood.support).train, torch.device("cpu"))
+    check_finite(state)
+    state.vae.encoder.network[0].running_var[1] = torch.inf
+    with pytest.raises(DivergedError):
+        check_finite(state)

@@ -1,7 +1,8 @@
 """The Variational Auto-Encoder: p(x|z) p(z) with the recognition model q(z|x)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
@@ -111,6 +112,16 @@ class VAE(nn.Module):
         """Return the mean of p(x|z) at the posterior mean of each image."""
         reconstruction: Tensor = self.decoder(self.encoder(x).mean).mean
         return reconstruction
+
+
+@contextmanager
+def evaluating(vae: VAE) -> Iterator[None]:
+    """Let layers that work otherwise in training, such as batch normalisation, work as in evaluation meanwhile."""
+    vae.eval()
+    try:
+        yield
+    finally:
+        vae.train()
 
 
 def build_vae(

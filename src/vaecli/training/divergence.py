@@ -17,14 +17,14 @@ MAX_IMAGES = 5
 
 
 def check_finite(state: TrainingState) -> None:
-    """Raise DivergedError where a term of this epoch's steps or a parameter is not finite.
+    """Raise DivergedError where a term of this epoch's steps, a parameter or a buffer is not finite.
 
     The terms are kept on the device step by step, so that the first bad one is known without waiting for any.
     """
     bad = ~state.trace[: state.progress.position].isfinite().all(1)
     if bad.any():
         step = state.progress.step - state.progress.position + int(bad.int().argmax()) + 1
-    elif all(parameter.isfinite().all() for parameter in state.vae.parameters()):
+    elif all(tensor.isfinite().all() for tensor in (*state.vae.parameters(), *state.vae.buffers())):
         return
     else:
         step = state.progress.step
@@ -95,8 +95,8 @@ def _examine(
     for name, parameter in state.vae.named_parameters():
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name} is not finite"
-    for name, parameter in state.vae.named_parameters():
-        if not parameter.isfinite().all():
+    for name, tensor in state.vae.state_dict().items():
+        if not tensor.isfinite().all():
             return f"{name} is not finite after the step"
     return None
 

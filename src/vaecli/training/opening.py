@@ -89,6 +89,7 @@ def _first_state(
     """Return the state before the first step, and the images."""
     device = devices.resolve_device(config.device)
     devices.flush_subnormals()
+    devices.repeat_sums()
     devices.allow_tf32(device, config.training.tf32)
     if share is not None and share.state.vae.device != device:
         share = None

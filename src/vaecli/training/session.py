@@ -12,6 +12,7 @@ from torch import Tensor
 from vaecli.data.dataset import Dataset
 from vaecli.errors import DivergedError, InterruptedRunError, LimitReachedError, in_plain_words
 from vaecli.model.bound import Bound, evaluate_bound
+from vaecli.model.vae import evaluating
 from vaecli.runs.checkpoint import Checkpoint
 from vaecli.runs.run import Run
 from vaecli.stages import StageCallback, silent
@@ -86,22 +87,24 @@ class Session:
 
         After each chunk the caller makes its steps and calls `advance`, before it asks for the next.
         """
-        validation, progress = self.dataset.validation, self.state.progress
+        validation, progress, vae = self.dataset.validation, self.state.progress, self.state.vae
         self._recorder.start(validation if len(validation) else self.dataset.train)
-        validation = validation.to(self.state.vae.device)
+        validation = validation.to(vae.device)
         while progress.epoch < self.state.config.training.epochs and not self._has_converged():
             self.state.begin_epoch(self._controls.on_stage)
             self._clock = time.perf_counter()
             yield from self.state.chunks()
             self.state.end_epoch()
             bound = None
-            if len(validation):
-                bound = evaluate_bound(self.state.vae, validation.pixels, self.state.preprocess, self.state.config.seed)
-                self._keep_if_best(bound)
-            self._recorder.end_epoch(bound)
+            with evaluating(vae):
+                if len(validation):
+                    bound = evaluate_bound(vae, validation.pixels, self.state.preprocess, self.state.config.seed)
+                    self._keep_if_best(bound)
+                self._recorder.end_epoch(bound)
             self._save_if_due()
         self._save()
-        self._recorder.finish("converged" if self._has_converged() else "completed", self.dataset.test)
+        with evaluating(vae):
+            self._recorder.finish("converged" if self._has_converged() else "completed", self.dataset.test)
 
     def advance(self, chunk: Chunk, terms: Float[Tensor, "n 3"]) -> None:
         """Count the steps of a chunk, check that they are finite, report them, and stop if that was asked for.
