@@ -16,6 +16,15 @@ def test_a_perceptron_has_its_sizes_and_an_activation_between_layers():
     assert all(isinstance(layer, nn.Tanh) for layer in layers[1::2])
 
 
+def test_a_gated_layer_is_one_linear_map_times_the_sigmoid_of_another():
+    """h = (Wx + b) ⊙ σ(Vx + c): Tomczak & Welling 2018; W and V are the halves of one matrix."""
+    first, activation, last = perceptron((6, 5, 4), "gated")
+    x, (w, v), (b, c) = torch.randn(3, 2, 6), first.weight.chunk(2), first.bias.chunk(2)
+    h = activation(first(x))
+    torch.testing.assert_close(h, (x @ w.T + b) * torch.sigmoid(x @ v.T + c))
+    assert (h.shape, last.in_features) == ((3, 2, 5), 5)
+
+
 @pytest.mark.parametrize(
     ("layer", "fan_in"),
     [(nn.Linear(50, 40), 50), (nn.Conv2d(6, 40, 3, groups=2), 27), (nn.ConvTranspose2d(40, 6, 3), 54)],

@@ -86,7 +86,8 @@ class ModelConfig(Section):
     network: Literal["mlp"] = "mlp"
     hidden_dim: Annotated[tuple[Size, ...], BeforeValidator(_layers), Field(max_length=100)] = (500,)
     """Units of each hidden layer of the encoder; the decoder mirrors it. None, []: both are linear."""
-    activation: Literal["relu", "tanh"] = "relu"
+    activation: Literal["relu", "tanh", "gated"] = "relu"
+    """gated: h = (Wx + b) ⊙ σ(Vx + c), twice the parameters (Dauphin et al. 2016, arXiv 1612.08083)."""
     mean: Literal["sigmoid", "linear"] = "sigmoid"
     """Gaussian means: in the unit interval (the paper, appendix C.2), or anywhere (the tutorial)."""
     min_log_sigma: float | None = -7.0

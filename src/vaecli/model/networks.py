@@ -6,17 +6,43 @@ that builds an encoder and a decoder, and a row of `NETWORKS`.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vaecli.config.schema import ModelConfig
 from vaecli.data.image_grid import ImageShape
 from vaecli.products import Linear
 
-ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+class Gate(nn.Module):
+    """Compute h = (Wx + b) ⊙ σ(Vx + c) from both maps side by side, W above V in one matrix.
+
+    torch's own has no derivative in several directions at once, which fitted proposals take.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return h, half as wide as x."""
+        value, gate = x.chunk(2, -1)
+        return value * torch.sigmoid(gate)
+
+
+class Activation(NamedTuple):
+    """Hold what makes the h of a hidden layer from Wx + b."""
+
+    module: Callable[[], nn.Module]
+    n_inputs: int = 1
+    """How many numbers each h is made of."""
+
+
+ACTIVATIONS = {
+    "relu": Activation(nn.ReLU),
+    "tanh": Activation(nn.Tanh),
+    "gated": Activation(Gate, n_inputs=2),
+}
 DRAWN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Layers whose parameters are drawn at random."""
 CONSTANT = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -42,12 +68,19 @@ def perceptrons(config: ModelConfig, image_shape: ImageShape, n_outputs: int, n_
     )
 
 
-def perceptron(sizes: Sequence[int], activation: Literal["relu", "tanh"]) -> nn.Sequential:
+def perceptron(sizes: Sequence[int], activation: str) -> nn.Sequential:
     """Stack linear layers of `sizes` = (inputs, hidden ..., outputs) with the activation between."""
     layers: list[nn.Module] = []
-    for n_in, n_out in pairwise(sizes):
-        layers += [Linear(n_in, n_out), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
+    *hidden, last = pairwise(sizes)
+    for n_in, n in hidden:
+        layers += hidden_layer(partial(Linear, n_in), n, activation)
+    return nn.Sequential(*layers, Linear(*last))
+
+
+def hidden_layer(linear: Callable[[int], nn.Module], n: int, activation: str) -> list[nn.Module]:
+    """Return the modules of a layer of n units, given what builds its linear part."""
+    chosen = ACTIVATIONS[activation]
+    return [linear(chosen.n_inputs * n), chosen.module()]
 
 
 NETWORKS: dict[str, Callable[[ModelConfig, ImageShape, int, int], Networks]] = {"mlp": perceptrons}
