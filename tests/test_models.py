@@ -4,23 +4,27 @@ from itertools import cycle, product
 
 import numpy as np
 import pytest
+import torch
 
 from identical import traces
 from vaecli.config.likelihoods import LIKELIHOODS
-from vaecli.errors import LimitReachedError
+from vaecli.errors import LimitReachedError, UsageError
 from vaecli.evaluation.evaluate import evaluate
 from vaecli.evaluation.generation import manifold, sample
 from vaecli.runs.run import list_runs
 from vaecli.training.loop import resume, train
+from vaecli.training.opening import start_session
+from vaecli.training.replicates import train_replicates
+from vaecli.training.session import Controls
 from vaecli.training.stopping import Limit
 
-MODELS = product(["mlp"], ["relu", "gated"])
+MODELS = product(["mlp"], ["none", "batch", "layer"], ["relu", "gated"])
 
 
 @pytest.mark.parametrize(("model", "decoder"), list(zip(MODELS, cycle(LIKELIHOODS), strict=False)))
 def test_any_network_trains_resumes_evaluates_and_samples(small, tmp_path, model, decoder):
-    network, activation = model
-    settings = {"network": network, "activation": activation, "decoder": decoder}
+    network, normalization, activation = model
+    settings = {"network": network, "normalization": normalization, "activation": activation, "decoder": decoder}
     config = small(model={"latent_dim": 2, **settings}, training={"epochs": 2})
     uncut = train(config, runs_dir=tmp_path / "uncut")
     with pytest.raises(LimitReachedError):
@@ -31,3 +35,28 @@ def test_any_network_trains_resumes_evaluates_and_samples(small, tmp_path, model
     assert found.log_evidence >= found.elbo - 5 * found.log_evidence_mc_se - 0.5
     assert np.isfinite(sample(uncut, 3, draw=True)).all()
     assert manifold(uncut, 2).shape == (4, 6, 5)
+
+
+@pytest.mark.parametrize("size", [44, 22, 11, 4, 1])
+def test_batch_normalisation_needs_more_than_one_image(small, tmp_path, size):
+    """45 are trained on."""
+    config = small(model={"normalization": "batch"}, training={"batch_size": size})
+    with pytest.raises(UsageError, match=f"training.batch_size: of 45 images, {size} at a time, the last is alone"):
+        train(config, runs_dir=tmp_path)
+    assert list_runs(tmp_path) == []
+
+
+def test_normalised_replicates_go_where_each_goes_alone(small, tmp_path):
+    def sessions(folder):
+        model = {"normalization": "batch", "activation": "gated"}
+        return {
+            seed: start_session(small(seed=seed, model=model), tmp_path / folder, None, Controls()) for seed in (0, 1)
+        }
+
+    together, alone = sessions("together"), sessions("alone")
+    assert train_replicates(together) == {}
+    for seed, session in alone.items():
+        assert train_replicates({seed: session}) == {}
+        torch.testing.assert_close(
+            together[seed].state.vae.state_dict(), session.state.vae.state_dict(), rtol=0, atol=1e-4
+        )

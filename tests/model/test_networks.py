@@ -25,6 +25,25 @@ def test_a_gated_layer_is_one_linear_map_times_the_sigmoid_of_another():
     assert (h.shape, last.in_features) == ((3, 2, 5), 5)
 
 
+def test_batch_normalisation_is_over_draws_and_images_alike():
+    """Mean 0 and variance 1 of each unit, and running statistics that move a tenth of the way (torch's momentum)."""
+    first, normalise, *_ = perceptron((6, 5, 4), "relu", "batch")
+    x = first(torch.randn(3, 20, 6))
+    y = normalise(x)
+    torch.testing.assert_close(y.mean((0, 1)), torch.zeros(5), rtol=0, atol=1e-5)
+    torch.testing.assert_close(y.var((0, 1), correction=0), torch.ones(5), rtol=0, atol=1e-3)
+    torch.testing.assert_close(normalise.running_mean, 0.1 * x.mean((0, 1)))
+    normalise.eval()
+    torch.testing.assert_close(normalise(x[:, :1]), normalise(x)[:, :1])  # each image for itself
+
+
+def test_layer_normalisation_is_over_the_units_of_each_image():
+    first, normalise, *_ = perceptron((6, 5, 4), "gated", "layer")
+    y = normalise(first(torch.randn(3, 2, 6)))
+    assert y.shape == (3, 2, 10)
+    torch.testing.assert_close(y.mean(-1), torch.zeros(3, 2), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("layer", "fan_in"),
     [(nn.Linear(50, 40), 50), (nn.Conv2d(6, 40, 3, groups=2), 27), (nn.ConvTranspose2d(40, 6, 3), 54)],

@@ -88,6 +88,8 @@ class ModelConfig(Section):
     """Units of each hidden layer of the encoder; the decoder mirrors it. None, []: both are linear."""
     activation: Literal["relu", "tanh", "gated"] = "relu"
     """gated: h = (Wx + b) ⊙ σ(Vx + c), twice the parameters (Dauphin et al. 2016, arXiv 1612.08083)."""
+    normalization: Literal["none", "batch", "layer"] = "none"
+    """Of each hidden layer before its activation: over the minibatch, or over the units of each image."""
     mean: Literal["sigmoid", "linear"] = "sigmoid"
     """Gaussian means: in the unit interval (the paper, appendix C.2), or anywhere (the tutorial)."""
     min_log_sigma: float | None = -7.0
@@ -244,6 +246,8 @@ class Config(Section):
         for key in ("mean", "min_log_sigma"):
             if key not in self.model.likelihood.settings:
                 unused[f"model.{key}"] = f"{decoder} does not have it"
+        if not self.model.hidden_dim:
+            unused |= dict.fromkeys(("model.activation", "model.normalization"), "there is no hidden layer")
         if self.objective.name == "iwae":
             unused["objective.estimator"] = "iwae has only one"
         if self.device not in {"auto", "cpu"} and self.training.compile != "off":

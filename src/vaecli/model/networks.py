@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from vaecli.config.schema import ModelConfig
@@ -30,6 +31,14 @@ class Gate(nn.Module):
         return value * torch.sigmoid(gate)
 
 
+class BatchNorm(nn.BatchNorm1d):
+    """Normalise every unit over all leading axes: draws and images alike (Ioffe & Szegedy 2015, arXiv 1502.03167)."""
+
+    def forward(self, x: Float[Tensor, "*batch units"]) -> Float[Tensor, "*batch units"]:
+        """Return x with mean 0 and variance 1, then scaled and shifted; in evaluation by the running statistics."""
+        return super().forward(x.reshape(-1, x.shape[-1])).reshape(x.shape)
+
+
 class Activation(NamedTuple):
     """Hold what makes the h of a hidden layer from Wx + b."""
 
@@ -43,6 +52,12 @@ ACTIVATIONS = {
     "tanh": Activation(nn.Tanh),
     "gated": Activation(Gate, n_inputs=2),
 }
+NORMALIZATIONS: dict[str, Callable[[int], nn.Module] | None] = {
+    "none": None,
+    "batch": BatchNorm,
+    "layer": nn.LayerNorm,
+}
+"""What normalises the units of a hidden layer before their activation."""
 DRAWN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Layers whose parameters are drawn at random."""
 CONSTANT = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -63,24 +78,37 @@ def perceptrons(config: ModelConfig, image_shape: ImageShape, n_outputs: int, n_
     """Build two perceptrons, the decoder as the mirror image of the encoder."""
     n_pixels, hidden = image_shape.n_pixels, config.hidden_dim
     return Networks(
-        perceptron((n_pixels, *hidden, n_outputs), config.activation),
-        perceptron((config.latent_dim, *reversed(hidden), n_params * n_pixels), config.activation),
+        perceptron((n_pixels, *hidden, n_outputs), config.activation, config.normalization),
+        perceptron(
+            (config.latent_dim, *reversed(hidden), n_params * n_pixels), config.activation, config.normalization
+        ),
     )
 
 
-def perceptron(sizes: Sequence[int], activation: str) -> nn.Sequential:
-    """Stack linear layers of `sizes` = (inputs, hidden ..., outputs) with the activation between."""
+def perceptron(sizes: Sequence[int], activation: str, normalization: str = "none") -> nn.Sequential:
+    """Stack linear layers of `sizes` = (inputs, hidden ..., outputs) with normalisation and activation between."""
     layers: list[nn.Module] = []
     *hidden, last = pairwise(sizes)
     for n_in, n in hidden:
-        layers += hidden_layer(partial(Linear, n_in), n, activation)
+        layers += hidden_layer(partial(Linear, n_in), n, activation, normalization)
     return nn.Sequential(*layers, Linear(*last))
 
 
-def hidden_layer(linear: Callable[[int], nn.Module], n: int, activation: str) -> list[nn.Module]:
-    """Return the modules of a layer of n units, given what builds its linear part."""
-    chosen = ACTIVATIONS[activation]
-    return [linear(chosen.n_inputs * n), chosen.module()]
+def hidden_layer(linear: Callable[..., nn.Module], n: int, activation: str, normalization: str) -> list[nn.Module]:
+    """Return the modules of a layer of n units.
+
+    Args:
+        linear: Builds its linear part, given the number of outputs and whether it has a `bias`: normalised outputs are
+            shifted by what normalises them, which takes away their mean.
+        n: Units.
+        activation: By its name.
+        normalization: By its name.
+    """
+    chosen, normalise = ACTIVATIONS[activation], NORMALIZATIONS[normalization]
+    width = chosen.n_inputs * n
+    if normalise is None:
+        return [linear(width, bias=True), chosen.module()]
+    return [linear(width, bias=False), normalise(width), chosen.module()]
 
 
 NETWORKS: dict[str, Callable[[ModelConfig, ImageShape, int, int], Networks]] = {"mlp": perceptrons}

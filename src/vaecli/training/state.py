@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vaecli.config.schema import Config, TrainingConfig
 from vaecli.data.dataset import Batch, Images, Preprocess, build_preprocess
@@ -235,6 +236,7 @@ def new_state(
     known = images.pixels.numpy(), images.origin, images.on_stage
     mean = torch.from_numpy(mean_image(*known)) if config.model.init == "mean_image" else None
     vae = build_vae(config.model, images.shape, generator(config.seed, "init"), mean).to(device)
+    _check_minibatches(vae, len(images), config.training.batch_size)
     steps = -(-len(images) // config.training.batch_size)
     return TrainingState(
         config=config,
@@ -254,6 +256,15 @@ def new_state(
         compiled=_is_compiled(config.training, steps, device),
         library=choose_library(config.training.products, device),
     )
+
+
+def _check_minibatches(vae: VAE, n_images: int, size: int) -> None:
+    """Refuse minibatches of one image where a layer normalises over them. Raises UsageError."""
+    if (n_images - 1) % size == 0 and any(isinstance(layer, _BatchNorm) for layer in vae.modules()):
+        raise UsageError(
+            f"training.batch_size: of {n_images:,} images, {size} at a time, the last is alone in its minibatch, over "
+            "which model.normalization: batch cannot normalise; choose another size, or layer"
+        )
 
 
 def _is_compiled(config: TrainingConfig, steps_per_epoch: int, device: torch.device) -> bool:
