@@ -10,7 +10,7 @@ from identical import traces
 from vaecli.config.likelihoods import LIKELIHOODS
 from vaecli.errors import LimitReachedError, UsageError
 from vaecli.evaluation.evaluate import evaluate
-from vaecli.evaluation.generation import manifold, sample
+from vaecli.evaluation.generation import manifold, reconstruct, sample
 from vaecli.runs.run import list_runs
 from vaecli.training.loop import resume, train
 from vaecli.training.opening import start_session
@@ -18,7 +18,7 @@ from vaecli.training.replicates import train_replicates
 from vaecli.training.session import Controls
 from vaecli.training.stopping import Limit
 
-MODELS = product(["mlp"], ["none", "batch", "layer"], ["relu", "gated"])
+MODELS = product(["mlp", "conv"], ["none", "batch", "layer"], ["relu", "gated"])
 
 
 @pytest.mark.parametrize(("model", "decoder"), list(zip(MODELS, cycle(LIKELIHOODS), strict=False)))
@@ -46,9 +46,31 @@ def test_batch_normalisation_needs_more_than_one_image(small, tmp_path, size):
     assert list_runs(tmp_path) == []
 
 
-def test_normalised_replicates_go_where_each_goes_alone(small, tmp_path):
+def test_more_convolutions_than_images_have_halves_are_refused_before_a_run_begins(small, tmp_path):
+    with pytest.raises(UsageError, match="images of 6 x 5 pixels are 1 x 1 after 3"):
+        train(small(model={"network": "conv", "channels": [2] * 4}), runs_dir=tmp_path)
+    assert list_runs(tmp_path) == []
+
+
+def test_convolutions_learn_colours(small, tmp_path):
+    """Red images, green and blue ones: their colours are told apart after some epochs."""
+    colours = np.array([[250, 20, 20], [20, 250, 20], [20, 20, 250]], np.uint8)
+    np.save(tmp_path / "x.npy", np.broadcast_to(colours[np.arange(60) % 3][:, None, None], (60, 5, 7, 3)))
+    config = small(
+        data={"name": str(tmp_path / "x.npy")},
+        model={"network": "conv", "channels": 8, "hidden_dim": [], "decoder": "sigma-gaussian", "mean": "linear"},
+        optimizer={"learning_rate": 0.01},
+        training={"epochs": 60},
+    )
+    pair = reconstruct(train(config, runs_dir=tmp_path), 6)
+    assert pair.reconstructions.shape == (6, 5, 7, 3)
+    assert np.abs(pair.reconstructions - pair.originals).mean() < 0.05
+
+
+@pytest.mark.parametrize("network", ["mlp", "conv"])
+def test_normalised_replicates_go_where_each_goes_alone(small, tmp_path, network):
     def sessions(folder):
-        model = {"normalization": "batch", "activation": "gated"}
+        model = {"network": network, "normalization": "batch", "activation": "gated"}
         return {
             seed: start_session(small(seed=seed, model=model), tmp_path / folder, None, Controls()) for seed in (0, 1)
         }

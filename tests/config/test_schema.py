@@ -57,6 +57,13 @@ def test_settings_that_do_not_apply_are_known(decoder, unused):
     assert set(parse_config({"model": {"decoder": decoder}}).unused_settings) == unused
 
 
+def test_channels_are_those_of_convolutions():
+    assert parse_config({"model": {"network": "conv"}}).model.channels_of_layers == (32, 64)
+    assert parse_config({"model": {"network": "conv", "channels": 8}}).model.channels_of_layers == (8,)
+    with pytest.raises(ConfigError, match=r"model.channels: must be null with network: mlp, which has hidden_dim only"):
+        parse_config({"model": {"channels": [8]}})
+
+
 def test_on_and_off_are_words_although_yaml_has_them_as_booleans():
     for given, wanted in ((True, "on"), (False, "off"), ("auto", "auto"), ("on", "on")):
         assert parse_config({"training": {"compile": given}}).training.compile == wanted

@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from vaecli.model.networks import initialise, perceptron
+from vaecli.config.schema import ModelConfig
+from vaecli.data.image_grid import ImageShape
+from vaecli.errors import UsageError
+from vaecli.model.networks import NETWORKS, initialise, perceptron
 from vaecli.randomness import generator
 
 
@@ -60,6 +63,12 @@ def test_parameters_are_uniform_up_to_the_root_of_the_fan_in(layer, fan_in):
     assert all(torch.equal(one, two) for one, two in zip(drawn, layer.parameters(), strict=True))
 
 
+def test_the_biases_of_pixels_start_at_zero():
+    _, decoder = NETWORKS["conv"](ModelConfig(network="conv"), ImageShape(1, 4, 4), 2, 1)
+    initialise(decoder, "normal", generator(0, "init"))
+    assert decoder[-1].bias.tolist() == [0] * 16
+
+
 def test_normalisation_layers_keep_their_ones_and_zeros():
     network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
     initialise(network, "normal", generator(0, "init"))
@@ -71,3 +80,41 @@ def test_normalisation_layers_keep_their_ones_and_zeros():
 def test_a_layer_without_a_rule_is_an_error_and_not_left_at_random():
     with pytest.raises(TypeError, match="no rule for the parameters of Bilinear"):
         initialise(nn.Sequential(nn.Bilinear(2, 2, 2)), "torch", generator(0, "init"))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("height", "width"), [(1, 1), (1, 7), (2, 2), (3, 4), (5, 6), (28, 28), (31, 32), (32, 31), (33, 31)]
+)
+def test_a_decoder_of_convolutions_mirrors_the_encoder_at_any_size(height, width, channels):
+    shape = ImageShape(channels, height, width)
+    config = ModelConfig(network="conv", channels=[4, 5] if max(height, width) > 2 else 4, hidden_dim=6, latent_dim=2)
+    encoder, decoder = NETWORKS["conv"](config, shape, 4, 2)
+    assert encoder(torch.zeros(3, shape.n_pixels)).shape == (3, 4)
+    assert decoder(torch.zeros(2, 3, 2)).shape == (2, 3, 2 * shape.n_pixels)
+    assert decoder(torch.zeros(2)).shape == (2 * shape.n_pixels,)
+    of_encoder = [layer.weight.shape for layer in encoder if isinstance(layer, nn.Conv2d)]
+    of_decoder = [layer.weight.shape for layer in decoder if isinstance(layer, nn.ConvTranspose2d)]
+    assert of_encoder[0] == (4, channels, 3, 3)
+    assert of_decoder[-1] == (4, 2 * channels, 3, 3)  # a transposed one has its inputs first
+    assert of_decoder[-2::-1] == of_encoder[1:]
+
+
+def test_convolutions_see_pictures_and_keep_channels_apart():
+    """An impulse in one pixel moves the outputs near it, in the channel that the kernel of the first layer leads to."""
+    shape = ImageShape(3, 8, 8)
+    config = ModelConfig(network="conv", channels=2, hidden_dim=[], latent_dim=1)
+    encoder, _ = NETWORKS["conv"](config, shape, 2, 1)
+    convolution = encoder[1]
+    image = torch.zeros(8, 8, 3)
+    image[4, 6, 2] = 1
+    seen = convolution(encoder[0](image.reshape(1, -1))).squeeze(0) - convolution.bias[:, None, None]
+    expected = torch.zeros(2, 4, 4)
+    expected[:, 2, 3] = convolution.weight[:, 2, 1, 1]  # stride 2, padding 1: output (2, 3) is centred on (4, 6)
+    torch.testing.assert_close(seen, expected)
+
+
+def test_more_convolutions_than_an_image_has_halves_are_refused():
+    config = ModelConfig(network="conv", channels=[4, 4, 4, 4])
+    with pytest.raises(UsageError, match="has 4 convolutions, and images of 5 x 4 pixels are 1 x 1 after 3"):
+        NETWORKS["conv"](config, ImageShape(1, 5, 4), 2, 1)

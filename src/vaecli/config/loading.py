@@ -90,8 +90,7 @@ def parse_config(values: Mapping[str, Any]) -> Config:
 def dump_config(config: Config) -> str:
     """Return the full config as YAML, every default written out."""
     values = config.model_dump(mode="json")
-    layers = values["model"]["hidden_dim"]
-    values["model"]["hidden_dim"] = layers[0] if len(layers) == 1 else layers
+    values["model"] |= {name: get_setting(config, f"model.{name}") for name in values["model"]}
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
     return text
 

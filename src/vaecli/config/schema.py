@@ -59,6 +59,8 @@ def _known_data(name: str) -> str:
     return name
 
 
+CHANNELS = 32, 64
+"""Of convolutions, unless they are given."""
 Size = Annotated[int, Field(ge=1, le=65536)]
 
 
@@ -83,9 +85,12 @@ class ModelConfig(Section):
 
     decoder: Annotated[str, AfterValidator(_known_decoder)] = "bernoulli"
     latent_dim: Size = 20
-    network: Literal["mlp"] = "mlp"
+    network: Literal["mlp", "conv"] = "mlp"
+    """mlp: a perceptron; conv: convolutions below one, each of which halves the sides of a picture."""
     hidden_dim: Annotated[tuple[Size, ...], BeforeValidator(_layers), Field(max_length=100)] = (500,)
     """Units of each hidden layer of the encoder; the decoder mirrors it. None, []: both are linear."""
+    channels: Annotated[tuple[Size, ...], BeforeValidator(_layers), Field(min_length=1, max_length=16)] | None = None
+    """conv only: channels of each convolution of the encoder, mirrored by the decoder; null: 32 and 64."""
     activation: Literal["relu", "tanh", "gated"] = "relu"
     """gated: h = (Wx + b) ⊙ σ(Vx + c), twice the parameters (Dauphin et al. 2016, arXiv 1612.08083)."""
     normalization: Literal["none", "batch", "layer"] = "none"
@@ -97,6 +102,18 @@ class ModelConfig(Section):
     init: Literal["mean_image", "torch", "normal"] = "mean_image"
     """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
     mean training image; normal: N(0, 0.01²) for every parameter (the paper)."""
+
+    @field_validator("channels")
+    @classmethod
+    def _channels_are_convolutions(cls, value: tuple[int, ...] | None, info: Any) -> tuple[int, ...] | None:
+        if value is not None and info.data.get("network") == "mlp":
+            raise ValueError("Input should be null with network: mlp, which has hidden_dim only")
+        return value
+
+    @property
+    def channels_of_layers(self) -> tuple[int, ...]:
+        """Return the channels of each convolution."""
+        return CHANNELS if self.channels is None else self.channels
 
     @property
     def likelihood(self) -> Likelihood:
@@ -246,7 +263,7 @@ class Config(Section):
         for key in ("mean", "min_log_sigma"):
             if key not in self.model.likelihood.settings:
                 unused[f"model.{key}"] = f"{decoder} does not have it"
-        if not self.model.hidden_dim:
+        if not self.model.hidden_dim and self.model.network == "mlp":
             unused |= dict.fromkeys(("model.activation", "model.normalization"), "there is no hidden layer")
         if self.objective.name == "iwae":
             unused["objective.estimator"] = "iwae has only one"
@@ -260,11 +277,11 @@ class Config(Section):
 
 
 def get_setting(config: Config, key: str) -> Any:
-    """Return the value of a setting by its dotted key; a list of one layer as its number, as it is written."""
+    """Return the value of a setting by its dotted key; a list of one as its number, as it is written."""
     value: Any = config.model_dump(mode="json")
     for part in key.split("."):
         value = value[part]
-    return value[0] if key == "model.hidden_dim" and len(value) == 1 else value
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
 def describe_settings(config: Config, keys: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vaecli.config.schema import ModelConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.errors import UsageError
 from vaecli.products import Linear
 
 
@@ -23,11 +24,18 @@ class Gate(nn.Module):
     """Compute h = (Wx + b) ⊙ σ(Vx + c) from both maps side by side, W above V in one matrix.
 
     torch's own has no derivative in several directions at once, which fitted proposals take.
+
+    Args:
+        axis: Of units.
     """
 
+    def __init__(self, axis: int) -> None:
+        super().__init__()
+        self.axis = axis
+
     def forward(self, x: Tensor) -> Tensor:
-        """Return h, half as wide as x."""
-        value, gate = x.chunk(2, -1)
+        """Return h, half as long as x along the axis."""
+        value, gate = x.chunk(2, self.axis)
         return value * torch.sigmoid(gate)
 
 
@@ -39,28 +47,79 @@ class BatchNorm(nn.BatchNorm1d):
         return super().forward(x.reshape(-1, x.shape[-1])).reshape(x.shape)
 
 
+class FromRows(nn.Module):
+    """Make pictures of flat images: (N, D) to (N, C, H, W)."""
+
+    def __init__(self, shape: ImageShape) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, x: Float[Tensor, "N D"]) -> Float[Tensor, "N C H W"]:
+        """Return x with its channels first in the shape, while they stay last in memory."""
+        channels, height, width = self.shape
+        picture: Tensor = x.unflatten(-1, (height, width, channels)).movedim(-1, 1)
+        return picture
+
+
+class ToRows(nn.Module):
+    """Make blocks of flat images of pictures: (N, P·C, H, W) to (N, P·D), with a bias for each of these numbers.
+
+    Args:
+        shape: C, H and W.
+        n_params: P.
+    """
+
+    def __init__(self, shape: ImageShape, n_params: int) -> None:
+        super().__init__()
+        self.shape, self.n_params = shape, n_params
+        self.bias = nn.Parameter(torch.zeros(n_params * shape.n_pixels))
+
+    def forward(self, x: Float[Tensor, "N PC H W"]) -> Float[Tensor, "N PD"]:
+        """Return the blocks."""
+        blocks: Tensor = x.unflatten(1, (self.n_params, self.shape.channels)).movedim(2, -1)
+        return blocks.flatten(1) + self.bias
+
+
+class OverRows(nn.Sequential):
+    """Apply layers that know of one leading axis to any number of them."""
+
+    def forward(self, x: Float[Tensor, "*batch inputs"]) -> Float[Tensor, "*batch outputs"]:
+        """Return what the layers make of every row."""
+        y = x.reshape(-1, x.shape[-1])
+        for layer in self:
+            y = layer(y)
+        return y.reshape(*x.shape[:-1], y.shape[-1])
+
+
+ROWS, PICTURES = -1, 1
+"""The axis along which lie the units of a layer, of perceptrons and of convolutions."""
+
+
 class Activation(NamedTuple):
     """Hold what makes the h of a hidden layer from Wx + b."""
 
-    module: Callable[[], nn.Module]
+    module: Callable[[int], nn.Module]
+    """Is given the axis of units."""
     n_inputs: int = 1
     """How many numbers each h is made of."""
 
 
 ACTIVATIONS = {
-    "relu": Activation(nn.ReLU),
-    "tanh": Activation(nn.Tanh),
+    "relu": Activation(lambda axis: nn.ReLU()),  # noqa: ARG005
+    "tanh": Activation(lambda axis: nn.Tanh()),  # noqa: ARG005
     "gated": Activation(Gate, n_inputs=2),
 }
-NORMALIZATIONS: dict[str, Callable[[int], nn.Module] | None] = {
-    "none": None,
-    "batch": BatchNorm,
-    "layer": nn.LayerNorm,
+NORMALIZATIONS: dict[str, dict[int, Callable[[int], nn.Module]]] = {
+    "none": {},
+    "batch": {ROWS: BatchNorm, PICTURES: nn.BatchNorm2d},
+    "layer": {ROWS: nn.LayerNorm, PICTURES: partial(nn.GroupNorm, 1)},
 }
-"""What normalises the units of a hidden layer before their activation."""
+"""What normalises the units of a hidden layer before their activation, by the axis of units."""
+KERNEL, STRIDE = 3, 2
+"""Of convolutions: a side of n pixels becomes one of ⌈n/2⌉."""
 DRAWN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 """Layers whose parameters are drawn at random."""
-CONSTANT = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+CONSTANT = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, ToRows)
 """Layers that start at the constants which their constructor sets."""
 
 
@@ -85,16 +144,72 @@ def perceptrons(config: ModelConfig, image_shape: ImageShape, n_outputs: int, n_
     )
 
 
-def perceptron(sizes: Sequence[int], activation: str, normalization: str = "none") -> nn.Sequential:
-    """Stack linear layers of `sizes` = (inputs, hidden ..., outputs) with normalisation and activation between."""
+def perceptron(
+    sizes: Sequence[int], activation: str, normalization: str = "none", *, bias: bool = True
+) -> nn.Sequential:
+    """Stack linear layers of `sizes` = (inputs, hidden ..., outputs) with normalisation and activation between.
+
+    The last may go without its `bias`.
+    """
     layers: list[nn.Module] = []
     *hidden, last = pairwise(sizes)
     for n_in, n in hidden:
-        layers += hidden_layer(partial(Linear, n_in), n, activation, normalization)
-    return nn.Sequential(*layers, Linear(*last))
+        layers += hidden_layer(partial(Linear, n_in), n, activation, normalization, ROWS)
+    return nn.Sequential(*layers, Linear(*last, bias=bias))
 
 
-def hidden_layer(linear: Callable[..., nn.Module], n: int, activation: str, normalization: str) -> list[nn.Module]:
+def convolutions(config: ModelConfig, image_shape: ImageShape, n_outputs: int, n_params: int) -> Networks:
+    """Build convolutions below a perceptron, and their mirror image: every layer halves a picture, or doubles it.
+
+    Raises:
+        UsageError: There are more convolutions than an image can be halved.
+    """
+    shapes, hidden = _halved(image_shape, config.channels_of_layers), config.hidden_dim
+    smallest, choices = shapes[-1], (config.activation, config.normalization)
+    down: list[nn.Module] = [FromRows(image_shape)]
+    for large, small in pairwise(shapes):
+        down += hidden_layer(partial(_halving, large), small.channels, *choices, PICTURES)
+    up = hidden_layer(
+        lambda n, bias: perceptron((config.latent_dim, *reversed(hidden), n), *choices, bias=bias),
+        smallest.n_pixels, *choices, ROWS,
+    )  # fmt: skip
+    up.append(nn.Unflatten(1, smallest))
+    for small, large in pairwise(shapes[:0:-1]):
+        up += hidden_layer(partial(_doubling, small, large), large.channels, *choices, PICTURES)
+    up.append(_doubling(shapes[1], image_shape, n_params * image_shape.channels, bias=False))
+    return Networks(
+        OverRows(*down, nn.Flatten(), *perceptron((smallest.n_pixels, *hidden, n_outputs), *choices)),
+        OverRows(*up, ToRows(image_shape, n_params)),
+    )
+
+
+def _halving(large: ImageShape, n: int, *, bias: bool) -> nn.Module:
+    return nn.Conv2d(large.channels, n, KERNEL, STRIDE, KERNEL // 2, bias=bias)
+
+
+def _doubling(small: ImageShape, large: ImageShape, n: int, *, bias: bool) -> nn.Module:
+    """Build what makes 2⌈n/2⌉ - 1 pixels of ⌈n/2⌉ along a side, and one more where n is even."""
+    one_more = (1 - large.height % STRIDE, 1 - large.width % STRIDE)
+    return nn.ConvTranspose2d(small.channels, n, KERNEL, STRIDE, KERNEL // 2, one_more, bias=bias)
+
+
+def _halved(image_shape: ImageShape, channels: Sequence[int]) -> list[ImageShape]:
+    """Return the shapes of an image and of what each convolution makes of it."""
+    shapes = [image_shape]
+    for n in channels:
+        _, height, width = shapes[-1]
+        if len(shapes) > 1 and height == width == 1:
+            raise UsageError(
+                f"model.channels: has {len(channels)} convolutions, and images of {image_shape.height} x "
+                f"{image_shape.width} pixels are 1 x 1 after {len(shapes) - 1}; leave out those beyond"
+            )
+        shapes.append(ImageShape(n, -(-height // STRIDE), -(-width // STRIDE)))
+    return shapes
+
+
+def hidden_layer(
+    linear: Callable[..., nn.Module], n: int, activation: str, normalization: str, axis: int
+) -> list[nn.Module]:
     """Return the modules of a layer of n units.
 
     Args:
@@ -103,15 +218,19 @@ def hidden_layer(linear: Callable[..., nn.Module], n: int, activation: str, norm
         n: Units.
         activation: By its name.
         normalization: By its name.
+        axis: Of units.
     """
-    chosen, normalise = ACTIVATIONS[activation], NORMALIZATIONS[normalization]
+    chosen, normalise = ACTIVATIONS[activation], NORMALIZATIONS[normalization].get(axis)
     width = chosen.n_inputs * n
     if normalise is None:
-        return [linear(width, bias=True), chosen.module()]
-    return [linear(width, bias=False), normalise(width), chosen.module()]
+        return [linear(width, bias=True), chosen.module(axis)]
+    return [linear(width, bias=False), normalise(width), chosen.module(axis)]
 
 
-NETWORKS: dict[str, Callable[[ModelConfig, ImageShape, int, int], Networks]] = {"mlp": perceptrons}
+NETWORKS: dict[str, Callable[[ModelConfig, ImageShape, int, int], Networks]] = {
+    "mlp": perceptrons,
+    "conv": convolutions,
+}
 """The networks by their names in the config. Each is called with the config's section, the shape of an image, and the
 numbers of outputs: of the encoder, and of the decoder for each of D."""
 
