@@ -4,7 +4,6 @@ from itertools import cycle, product
 
 import numpy as np
 import pytest
-import torch
 
 from identical import traces
 from vaecli.config.likelihoods import LIKELIHOODS
@@ -13,9 +12,6 @@ from vaecli.evaluation.evaluate import evaluate
 from vaecli.evaluation.generation import manifold, reconstruct, sample
 from vaecli.runs.run import list_runs
 from vaecli.training.loop import resume, train
-from vaecli.training.opening import start_session
-from vaecli.training.replicates import train_replicates
-from vaecli.training.session import Controls
 from vaecli.training.stopping import Limit
 
 MODELS = product(["mlp", "conv"], ["none", "batch", "layer"], ["relu", "gated"])
@@ -65,20 +61,3 @@ def test_convolutions_learn_colours(small, tmp_path):
     pair = reconstruct(train(config, runs_dir=tmp_path), 6)
     assert pair.reconstructions.shape == (6, 5, 7, 3)
     assert np.abs(pair.reconstructions - pair.originals).mean() < 0.05
-
-
-@pytest.mark.parametrize("network", ["mlp", "conv"])
-def test_normalised_replicates_go_where_each_goes_alone(small, tmp_path, network):
-    def sessions(folder):
-        model = {"network": network, "normalization": "batch", "activation": "gated"}
-        return {
-            seed: start_session(small(seed=seed, model=model), tmp_path / folder, None, Controls()) for seed in (0, 1)
-        }
-
-    together, alone = sessions("together"), sessions("alone")
-    assert train_replicates(together) == {}
-    for seed, session in alone.items():
-        assert train_replicates({seed: session}) == {}
-        torch.testing.assert_close(
-            together[seed].state.vae.state_dict(), session.state.vae.state_dict(), rtol=0, atol=1e-4
-        )

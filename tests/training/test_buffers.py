@@ -54,7 +54,7 @@ def test_the_bound_during_training_is_that_of_the_checkpoint(small, tmp_path, bu
     assert train_replicates({0: session}) == {}
     best = session.run.load(session.run.best)
     bound = evaluate_bound(best.build_vae(), session.dataset.validation.pixels, session.state.preprocess, 0)
-    assert bound.elbo == best.progress.best_elbo
+    assert bound.elbo == pytest.approx(best.progress.best_elbo, rel=1e-6)  # by either library of matrix products
 
 
 def test_every_replicate_has_buffers_of_its_own(small, tmp_path, buffered):

@@ -110,7 +110,7 @@ class CompiledStep(EagerStep):
         self.optimizer.zero_grad()  # first, so that the next gradients lie where the last ones did, in the caches
         *gradients, terms = self._gradient(*self._weights, *self._buffers, *batch, epsilon, weight)
         for parameter, gradient in zip(self.optimizer.parameters, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()  # as the parameter lies: optimisers go through memory in order
         return terms
 
     def _takes(self, images: Tensor) -> bool:
