@@ -174,7 +174,8 @@ def _peak() -> str:
     if width is None or frequency is None:
         return f"peak: not known for {capability}"
     clock = frequency.current / 1e3
-    return f"peak: {cores} cores x {width} ({capability}) x {clock:.1f} GHz = {cores * width * clock:.0f} GFLOP/s"
+    peak = cores * width * clock
+    return f"peak: {cores} cores x {width} ({capability}) x {clock:.1f} GHz (nominal) = {peak:.0f} GFLOP/s"
 
 
 def jobs(rounds: int) -> dict[str, list[float]]:

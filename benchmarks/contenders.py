@@ -118,7 +118,7 @@ def floor(work: Work, library: str) -> Epochs:
     _, products = _matrices(work, library)
     while True:
         for _ in range(work.steps):
-            products()
+            _kept = products()  # or the system would take the memory back, and give it again page by page
         _wait(work)
         yield
 
@@ -137,7 +137,7 @@ def floor_adam(work: Work) -> Epochs:
     adam = Adam(parameters)
     while True:
         for _ in range(work.steps):
-            products()
+            _kept = products()
             adam.step(1e-3)
         _wait(work)
         yield
