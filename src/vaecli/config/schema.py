@@ -238,8 +238,8 @@ class Config(Section):
         for key in ("mean", "min_log_sigma"):
             if key not in self.model.likelihood.settings:
                 unused[f"model.{key}"] = f"{decoder} does not have it"
-        if self.objective.name == "iwae":
-            unused["objective.estimator"] = "iwae has only one"
+        if self.objective.name != "elbo":
+            unused["objective.estimator"] = f"{self.objective.name} has only one"
         if self.device not in {"auto", "cpu"} and self.training.compile != "off":
             unused["training.compile"] = f"device is {self.device}"
         if self.device in {"cpu", "mps"}:

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 from vaecli.config.schema import ObjectiveConfig
 from vaecli.data.dataset import Batch
-from vaecli.model.distributions import Posterior, standard_normal
+from vaecli.model.distributions import Posterior, Transported, standard_normal
 from vaecli.model.vae import VAE, Prior, kl_per_dimension
 
 
@@ -80,9 +80,13 @@ def draw(vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"]) -> Draws:
     """Draw z = T(ε; x) S times for every image (paper, eq. 4), with log p(x|z) of each."""
     posterior = vae.encoder(batch.input)
     assert isinstance(posterior, Posterior)
-    z, log_q = posterior.transport(epsilon)
-    likelihood = vae.decoder(z)
-    return Draws(vae.prior, posterior, z, log_q, likelihood, likelihood.log_prob(batch.target))
+    return explain(vae, batch, posterior, posterior.transport(epsilon))
+
+
+def explain(vae: VAE, batch: Batch, posterior: Posterior, drawn: Transported) -> Draws:
+    """Compute how well each z drawn from the posterior of an image explains it."""
+    likelihood = vae.decoder(drawn.z)
+    return Draws(vae.prior, posterior, *drawn, likelihood, likelihood.log_prob(batch.target))
 
 
 def log_weights(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, "S B"]:
