@@ -102,7 +102,8 @@ class ModelConfig(Section):
 class ObjectiveConfig(Section):
     """Describe the lower bound that is maximised."""
 
-    name: Literal["elbo", "iwae"] = "elbo"
+    name: Literal["elbo", "iwae", "stl", "dreg"] = "elbo"
+    """iwae: the importance-weighted bound; stl, dreg: elbo and iwae with other gradients of the same expectation."""
     estimator: Literal["A", "B"] = "B"
     """SGVB estimator of the elbo: A samples the KL term, B has it in closed form."""
     L: int = Field(1, ge=1, le=100_000)
