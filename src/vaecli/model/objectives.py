@@ -6,6 +6,7 @@ the loss of training is the negative mean over the minibatch.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +18,8 @@ from torch.distributions import Distribution
 from vaecli.config.schema import ObjectiveConfig
 from vaecli.data.dataset import Batch
 from vaecli.model.distributions import Posterior, Transported, standard_normal
-from vaecli.model.vae import VAE, Prior, kl_per_dimension
+from vaecli.model.priors import Prior, kl_per_dimension
+from vaecli.model.vae import VAE
 
 
 class Elbo(NamedTuple):
@@ -41,7 +43,8 @@ class Estimate(NamedTuple):
     """The elbo of the same draws, at KL weight 1."""
 
 
-class Draws(NamedTuple):
+@dataclass
+class Draws:
     """Hold S reparametrised draws from the posterior of each image, and how well each explains its own image."""
 
     prior: Prior
@@ -50,6 +53,8 @@ class Draws(NamedTuple):
     log_q: Callable[[], Float[Tensor, "S B"]]
     likelihood: Distribution
     log_likelihood: Float[Tensor, "S B"]
+    _log_density_ratio: Float[Tensor, "S B"] | None = field(default=None, init=False)
+    """Kept when it is first computed; not by `cached_property`, which `torch.compile` cannot follow."""
 
     @property
     def elbo(self) -> Elbo:
@@ -60,20 +65,23 @@ class Draws(NamedTuple):
     def kl(self) -> Float[Tensor, " B"]:
         """Return KL(q(z|x) ‖ p(z)) in closed form where there is one, else its mean over the draws."""
         per_dimension = kl_per_dimension(self.posterior, self.prior)
-        return self.log_density_ratio().mean(0) if per_dimension is None else per_dimension.sum(-1)
+        return self.log_density_ratio.mean(0) if per_dimension is None else per_dimension.sum(-1)
 
+    @property
     def log_density_ratio(self) -> Float[Tensor, "S B"]:
         """Return log q(z|x) - log p(z), whose expectation is the KL term."""
-        log_p = self.prior.log_prob(self.z)
-        return self.log_q() - log_p
+        if self._log_density_ratio is None:
+            log_p = self.prior.log_prob(self.z)
+            self._log_density_ratio = self.log_q() - log_p
+        return self._log_density_ratio
 
     def holding_density_fixed(self) -> "Draws":
         """Return the same draws with a log q(z|x) whose gradient reaches the posterior's parameters through z alone."""
-        return self._replace(log_q=partial(_around, self.z, self.posterior.log_prob))
+        return replace(self, log_q=partial(_around, self.z, self.posterior.log_prob))
 
     def log_weights(self, kl_weight: float | Tensor = 1.0) -> Float[Tensor, "S B"]:
         """Return log w = log p(x|z) + β (log p(z) - log q(z|x)), with β = 1 unless it is being warmed up."""
-        return self.log_likelihood - kl_weight * self.log_density_ratio()
+        return self.log_likelihood - kl_weight * self.log_density_ratio
 
 
 def _around(z: Float[Tensor, "S B Z"], log_density: Callable[[Tensor], Tensor]) -> Float[Tensor, "S B"]:

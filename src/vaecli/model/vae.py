@@ -1,73 +1,22 @@
 """The Variational Auto-Encoder: p(x|z) p(z) with the recognition model q(z|x)."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from vaecli.config.schema import ModelConfig
 from vaecli.data.image_grid import ImageShape
 from vaecli.model import conditionals
 from vaecli.model.conditionals import LINKS, Conditional, Floor, Gaussian
-from vaecli.model.distributions import LOG_2PI, DiagonalNormal, Factorised, standard_normal
+from vaecli.model.distributions import Factorised
 from vaecli.model.networks import decoder_perceptron, encoder_perceptron, initialise
+from vaecli.model.priors import Examples, Prior, StandardNormal
 
 CHUNK = 1000
 """Images that are decoded at a time."""
-
-
-class Prior(nn.Module, ABC):
-    """Represent p(z) over Z latent dimensions; subclasses are final."""
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-
-    @abstractmethod
-    def log_prob(self, z: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch"]:
-        """Return log p(z) in nats."""
-
-    @abstractmethod
-    def draw(self, n: int, like: Tensor, generator: torch.Generator) -> Float[Tensor, "n Z"]:
-        """Draw z n times, in the precision and on the device of `like`."""
-
-    @abstractmethod
-    def quantile(self, u: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch Z"]:
-        """Map the unit cube to z so that equal volumes get equal prior mass (paper, figure 4)."""
-
-
-@final
-class StandardNormal(Prior):
-    """Represent p(z) = N(0, I)."""
-
-    def log_prob(self, z: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch"]:
-        """Return log p(z) = -½ |z|² - ½ Z log 2π, in nats."""
-        return -(0.5 * z.square()).sum(-1) - 0.5 * LOG_2PI * z.shape[-1]
-
-    def draw(self, n: int, like: Tensor, generator: torch.Generator) -> Float[Tensor, "n Z"]:
-        """Draw z ~ N(0, I)."""
-        return standard_normal((n, self.latent_dim), like, generator)
-
-    def quantile(self, u: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch Z"]:
-        """Return Φ⁻¹(u), the inverse Gaussian CDF."""
-        z: Tensor = torch.special.ndtri(u)
-        return z
-
-
-CLOSED_FORM_KL: dict[tuple[type[Distribution], type[Prior]], Callable[[Any], Tensor]] = {
-    (DiagonalNormal, StandardNormal): DiagonalNormal.kl_from_standard,
-}
-"""KL(q ‖ p) of each latent dimension, (*batch, Z) in nats, for the pairs of posterior and prior that have one."""
-
-
-def kl_per_dimension(posterior: Distribution, prior: Prior) -> Float[Tensor, "*batch Z"] | None:
-    """Return KL(q(z|x) ‖ p(z)) of each latent dimension in nats, or None where the pair has no closed form."""
-    closed_form = CLOSED_FORM_KL.get((type(posterior), type(prior)))
-    return None if closed_form is None else closed_form(posterior)
 
 
 class VAE(nn.Module):
@@ -118,6 +67,7 @@ def build_vae(
     image_shape: ImageShape,
     generator: torch.Generator,
     mean_image: Float[Tensor, " D"] | None = None,
+    examples: Examples | None = None,
 ) -> VAE:
     """Build the VAE that a config describes, on the CPU. Past this point nothing knows of YAML or of decoders' names.
 
@@ -126,11 +76,13 @@ def build_vae(
         image_shape: Channels, height and width of an image.
         generator: Draws the initial parameters; on the CPU.
         mean_image: The mean training image in units of the 0..1 pixel, for `init: mean_image`.
+        examples: Returns training images, for a prior that starts from some.
     """
     with torch.random.fork_rng(devices=[]):  # a layer's constructor draws from the global generator
         vae = _assemble(config, image_shape)
     for conditional in (vae.encoder, vae.decoder):
         initialise(conditional.network, "normal" if config.init == "normal" else "torch", generator)
+    vae.prior.initialise(generator, examples)
     if config.init == "mean_image" and mean_image is not None:
         vae.decoder.start_at(mean_image)
     return vae
