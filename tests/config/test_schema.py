@@ -54,7 +54,14 @@ def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
     ],
 )
 def test_settings_that_do_not_apply_are_known(decoder, unused):
-    assert set(parse_config({"model": {"decoder": decoder}}).unused_settings) == unused
+    found = set(parse_config({"model": {"decoder": decoder}}).unused_settings)
+    assert found == unused | {"model.prior_components"}
+
+
+def test_settings_that_a_prior_leaves_without_effect_are_known():
+    unused = parse_config({"model": {"prior": "vamp"}, "data": {"dequantize": True}}).unused_settings
+    assert "model.prior_components" not in unused
+    assert unused["objective.estimator"] == "with a vamp prior the KL has no closed form"
 
 
 def test_on_and_off_are_words_although_yaml_has_them_as_booleans():

@@ -89,6 +89,10 @@ class ModelConfig(Section):
     """Gaussian means: in the unit interval (the paper, appendix C.2), or anywhere (the tutorial)."""
     min_log_sigma: float | None = -7.0
     """The floor of a learned scale, as log sigma; null: none."""
+    prior: Literal["standard", "mixture", "vamp"] = "standard"
+    """N(0, I); a mixture of Gaussians, all learned; or one of the encoder's posteriors of learned pseudo-inputs."""
+    prior_components: Size = 500
+    """Parts of a mixture or vamp prior; each of vamp's starts from a training image."""
     init: Literal["mean_image", "torch", "normal"] = "mean_image"
     """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
     mean training image; normal: N(0, 0.01²) for every parameter (the paper)."""
@@ -239,6 +243,10 @@ class Config(Section):
         for key in ("mean", "min_log_sigma"):
             if key not in self.model.likelihood.settings:
                 unused[f"model.{key}"] = f"{decoder} does not have it"
+        if self.model.prior == "standard":
+            unused["model.prior_components"] = "the standard prior has only one"
+        else:
+            unused["objective.estimator"] = f"with a {self.model.prior} prior the KL has no closed form"
         if self.objective.name != "elbo":
             unused["objective.estimator"] = f"{self.objective.name} has only one"
         if self.device not in {"auto", "cpu"} and self.training.compile != "off":

@@ -13,7 +13,7 @@ from vaecli.model import conditionals
 from vaecli.model.conditionals import LINKS, Conditional, Floor, Gaussian
 from vaecli.model.distributions import Factorised
 from vaecli.model.networks import decoder_perceptron, encoder_perceptron, initialise
-from vaecli.model.priors import Examples, Prior, StandardNormal
+from vaecli.model.priors import Examples, GaussianMixture, Prior, StandardNormal, VampPrior
 
 CHUNK = 1000
 """Images that are decoded at a time."""
@@ -94,6 +94,14 @@ def build_meta_vae(config: ModelConfig, image_shape: ImageShape) -> VAE:
         return _assemble(config, image_shape)
 
 
+PRIORS: dict[str, Callable[[ModelConfig, ImageShape, Conditional], Prior]] = {
+    "standard": lambda config, shape, encoder: StandardNormal(config.latent_dim),  # noqa: ARG005
+    "mixture": lambda config, shape, encoder: GaussianMixture(config.latent_dim, config.prior_components),  # noqa: ARG005
+    "vamp": lambda config, shape, encoder: VampPrior(
+        config.latent_dim, config.prior_components, shape.n_pixels, encoder
+    ),
+}
+"""The priors by their names in the config."""
 SETTINGS: dict[str, tuple[str, Callable[[ModelConfig], Any]]] = {
     "mean": ("link", lambda config: LINKS[config.mean]),
     "min_log_sigma": ("floor", lambda config: Floor(config.min_log_sigma)),
@@ -107,4 +115,4 @@ def _assemble(config: ModelConfig, image_shape: ImageShape) -> VAE:
     arguments = {argument: value(config) for argument, value in (SETTINGS[name] for name in likelihood.settings)}
     encoder = Gaussian(encoder_perceptron(config, image_shape, Gaussian.n_params * config.latent_dim))
     decoder = decoder_class(decoder_perceptron(config, image_shape, decoder_class.n_params), **arguments)
-    return VAE(encoder, decoder, StandardNormal(config.latent_dim))
+    return VAE(encoder, decoder, PRIORS[config.prior](config, image_shape, encoder))
