@@ -13,9 +13,9 @@ from vaecli.data.image_grid import ImageShape
 from vaecli.model.bound import evaluate_bound
 from vaecli.model.estimators import LogJoint, expected_terms, importance_weighted
 from vaecli.model.objectives import draw, draw_noise
-from vaecli.model.priors import Prior, StandardNormal, kl_per_dimension
+from vaecli.model.priors import Prior, StandardNormal
 from vaecli.model.proposals import encoder_proposal
-from vaecli.model.vae import VAE, build_vae
+from vaecli.model.vae import VAE, build_vae, kl_per_dimension
 from vaecli.randomness import generator
 
 

@@ -20,7 +20,7 @@ from vaecli.evaluation.result import Evaluation
 from vaecli.model.bound import ACTIVE
 from vaecli.model.distributions import Density
 from vaecli.model.estimators import expected_terms, score_log_likelihood
-from vaecli.model.priors import kl_per_dimension
+from vaecli.model.vae import kl_per_dimension
 from vaecli.runs.run import Run
 from vaecli.stages import StageCallback
 

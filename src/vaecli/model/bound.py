@@ -16,8 +16,8 @@ from torch import Tensor
 from vaecli.data.dataset import Batch, Preprocess
 from vaecli.model.distributions import DiagonalNormal, Posterior, standard_normal
 from vaecli.model.objectives import draw, draw_noise
-from vaecli.model.priors import Prior, kl_per_dimension
-from vaecli.model.vae import VAE
+from vaecli.model.priors import Prior
+from vaecli.model.vae import VAE, kl_per_dimension
 from vaecli.randomness import generator
 
 CHUNK = 500
@@ -117,7 +117,7 @@ def best_diagonal(vae: VAE, batch: Batch, generator: torch.Generator) -> Diagona
         return DiagonalNormal(mean + scale * moved, scale.log() + widened)
 
 
-def elbo_of(vae: VAE, batch: Batch, q: DiagonalNormal, noise: Float[Tensor, "S B Z"]) -> Float[Tensor, " B"]:
+def elbo_of(vae: VAE, batch: Batch, q: Posterior, noise: Float[Tensor, "S B Z"]) -> Float[Tensor, " B"]:
     """Return the ELBO of each image with its own q, by the draws that noise is transported to."""
     z, log_q = q.transport(noise)
     log_p: Tensor = vae.decoder(z).log_prob(batch.target)

@@ -18,8 +18,8 @@ from torch.distributions import Distribution
 from vaecli.config.schema import ObjectiveConfig
 from vaecli.data.dataset import Batch
 from vaecli.model.distributions import Posterior, Transported, standard_normal
-from vaecli.model.priors import Prior, kl_per_dimension
-from vaecli.model.vae import VAE
+from vaecli.model.priors import Prior
+from vaecli.model.vae import VAE, kl_per_dimension
 
 
 class Elbo(NamedTuple):

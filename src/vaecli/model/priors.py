@@ -1,4 +1,4 @@
-"""Priors p(z), and the divergence KL(q(z|x) ‖ p(z)) where it has a closed form.
+"""Priors p(z).
 
 A prior needs a density and draws; what else is asked of it follows from those, unless it knows better.
 """
@@ -6,12 +6,11 @@ A prior needs a density and draws; what else is asked of it follows from those, 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution
 
 from vaecli.errors import UsageError
 from vaecli.model.distributions import LOG_2PI, DiagonalNormal, Posterior, standard_normal
@@ -216,15 +215,3 @@ class VampPrior(MixturePrior):
         posterior = encoder(clamp_with_gradient(self.pseudo_inputs[which], 0.0, 1.0))
         assert isinstance(posterior, Posterior)
         return posterior
-
-
-CLOSED_FORM_KL: dict[tuple[type[Distribution], type[Prior]], Callable[[Any], Tensor]] = {
-    (DiagonalNormal, StandardNormal): DiagonalNormal.kl_from_standard,
-}
-"""KL(q ‖ p) of each latent dimension, (*batch, Z) in nats, for the pairs of posterior and prior that have one."""
-
-
-def kl_per_dimension(posterior: Distribution, prior: Prior) -> Float[Tensor, "*batch Z"] | None:
-    """Return KL(q(z|x) ‖ p(z)) of each latent dimension in nats, or None where the pair has no closed form."""
-    closed_form = CLOSED_FORM_KL.get((type(posterior), type(prior)))
-    return None if closed_form is None else closed_form(posterior)

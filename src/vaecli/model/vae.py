@@ -1,22 +1,35 @@
 """The Variational Auto-Encoder: p(x|z) p(z) with the recognition model q(z|x)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from vaecli.config.schema import ModelConfig
 from vaecli.data.image_grid import ImageShape
 from vaecli.model import conditionals
 from vaecli.model.conditionals import LINKS, Conditional, Floor, Gaussian
-from vaecli.model.distributions import Factorised
+from vaecli.model.distributions import DiagonalNormal, Factorised
 from vaecli.model.networks import decoder_perceptron, encoder_perceptron, initialise
 from vaecli.model.priors import Examples, GaussianMixture, Prior, StandardNormal, VampPrior
 
 CHUNK = 1000
 """Images that are decoded at a time."""
+
+
+CLOSED_FORM_KL: dict[tuple[type[Distribution], type[Prior]], Callable[[Any], Tensor]] = {
+    (DiagonalNormal, StandardNormal): DiagonalNormal.kl_from_standard,
+}
+"""KL(q ‖ p) of each latent dimension, (*batch, Z) in nats, for the pairs of posterior and prior that have one."""
+
+
+def kl_per_dimension(posterior: Distribution, prior: Prior) -> Float[Tensor, "*batch Z"] | None:
+    """Return KL(q(z|x) ‖ p(z)) of each latent dimension in nats, or None where the pair has no closed form."""
+    closed_form = CLOSED_FORM_KL.get((type(posterior), type(prior)))
+    return None if closed_form is None else closed_form(posterior)
 
 
 class VAE(nn.Module):
@@ -80,8 +93,8 @@ def build_vae(
     """
     with torch.random.fork_rng(devices=[]):  # a layer's constructor draws from the global generator
         vae = _assemble(config, image_shape)
-    for conditional in (vae.encoder, vae.decoder):
-        initialise(conditional.network, "normal" if config.init == "normal" else "torch", generator)
+    for module in (*vae.encoder.children(), *vae.decoder.children()):  # networks, and what else has parameters
+        initialise(module, "normal" if config.init == "normal" else "torch", generator)
     vae.prior.initialise(generator, examples)
     if config.init == "mean_image" and mean_image is not None:
         vae.decoder.start_at(mean_image)
@@ -94,6 +107,17 @@ def build_meta_vae(config: ModelConfig, image_shape: ImageShape) -> VAE:
         return _assemble(config, image_shape)
 
 
+class Family(NamedTuple):
+    """Say how q(z|x) of a kind is made of a network."""
+
+    n_outputs: Callable[[int], int]
+    """Returns how many outputs the network must have for Z latent dimensions."""
+    build: Callable[[nn.Module, int], Conditional]
+    """Returns q(z|x), given the network and Z."""
+
+
+POSTERIORS = {"diagonal": Family(lambda latent_dim: 2 * latent_dim, lambda network, _: Gaussian(network))}
+"""The posteriors by their names in the config."""
 PRIORS: dict[str, Callable[[ModelConfig, ImageShape, Conditional], Prior]] = {
     "standard": lambda config, shape, encoder: StandardNormal(config.latent_dim),  # noqa: ARG005
     "mixture": lambda config, shape, encoder: GaussianMixture(config.latent_dim, config.prior_components),  # noqa: ARG005
@@ -113,6 +137,9 @@ def _assemble(config: ModelConfig, image_shape: ImageShape) -> VAE:
     likelihood = config.likelihood
     decoder_class: type[Conditional] = getattr(conditionals, likelihood.class_name)
     arguments = {argument: value(config) for argument, value in (SETTINGS[name] for name in likelihood.settings)}
-    encoder = Gaussian(encoder_perceptron(config, image_shape, Gaussian.n_params * config.latent_dim))
+    family = POSTERIORS["diagonal"]
+    encoder = family.build(
+        encoder_perceptron(config, image_shape, family.n_outputs(config.latent_dim)), config.latent_dim
+    )
     decoder = decoder_class(decoder_perceptron(config, image_shape, decoder_class.n_params), **arguments)
     return VAE(encoder, decoder, PRIORS[config.prior](config, image_shape, encoder))

@@ -14,8 +14,7 @@ from vaecli.config.loading import dump_config, fixed_differences, load_config
 from vaecli.config.schema import Config, is_array
 from vaecli.errors import ConfigError, UsageError, VaecliError, some
 from vaecli.files import ABSENT, lock, may_be_directory, may_be_file, write_directory, write_json, write_text
-from vaecli.runs.environment import describe_environment
-from vaecli.runs.records import read_metrics, read_object, read_status
+from vaecli.runs.records import describe_environment, read_metrics, read_object, read_status
 
 if TYPE_CHECKING:
     from vaecli.model.vae import VAE
