@@ -1,7 +1,7 @@
 """Whatever may be chosen goes together: it trains, goes on to the same bits, evaluates, and is sampled from."""
 
 import math
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from identical import traces
 from vaecli.config.jobs import AnnealingSpec
 from vaecli.config.likelihoods import LIKELIHOODS
-from vaecli.errors import LimitReachedError
+from vaecli.errors import LimitReachedError, UsageError
 from vaecli.evaluation.annealed import evaluate_annealed
 from vaecli.evaluation.evaluate import evaluate
 from vaecli.evaluation.gaps import evaluate_gaps
@@ -22,22 +22,43 @@ from vaecli.training.session import Controls
 from vaecli.training.stopping import Limit
 
 PRIORS = ("standard", "mixture", "vamp")
+POSTERIORS = ("diagonal", "full", "flow")
 OBJECTIVES = ("elbo", "iwae", "stl", "dreg")
-MODELS = list(product(PRIORS, LIKELIHOODS))
+KINDS = list(product(PRIORS, POSTERIORS))
+DECODERS = tuple(LIKELIHOODS)
+TRAINED = [
+    (prior, posterior, objective, DECODERS[(i + PRIORS.index(prior)) % len(DECODERS)])
+    for i, (prior, posterior, objective) in enumerate(product(PRIORS, POSTERIORS, OBJECTIVES))
+]
+"""Every prior with every posterior and objective, and decoders in turn so that each meets each choice of the others."""
+EVALUATED = [(*KINDS[i % 9], DECODERS[(i % 9 + i // 9 * 3) % len(DECODERS)]) for i in range(18)]
+"""Every prior with every posterior, and each with two decoders."""
 
 
-def settings(prior: str, decoder: str = "bernoulli", objective: str = "elbo") -> dict:
+def test_every_two_choices_meet():
+    for first, second in combinations(range(4), 2):
+        choices = [sorted(set(column)) for column in zip(*TRAINED, strict=True)]
+        assert {(row[first], row[second]) for row in TRAINED} == set(product(choices[first], choices[second]))
+
+
+def settings(prior: str, posterior: str, decoder: str = "bernoulli", objective: str = "elbo") -> dict:
     return {
-        "model": {"prior": prior, "decoder": decoder, "latent_dim": 2, "hidden_dim": 4, "prior_components": 3},
+        "model": {
+            "prior": prior,
+            "posterior": posterior,
+            "decoder": decoder,
+            "latent_dim": 2,
+            "hidden_dim": 4,
+            "prior_components": 3,
+        },
         "objective": {"name": objective, "L": 2},
         "training": {"epochs": 2},
     }
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
-@pytest.mark.parametrize(("prior", "decoder"), MODELS)
-def test_every_model_trains_and_goes_on_to_the_same_bits(small, tmp_path, prior, decoder, objective):
-    config = small(**settings(prior, decoder, objective))
+@pytest.mark.parametrize(("prior", "posterior", "objective", "decoder"), TRAINED)
+def test_every_model_trains_and_goes_on_to_the_same_bits(small, tmp_path, prior, posterior, objective, decoder):
+    config = small(**settings(prior, posterior, decoder, objective))
     uncut = train(config, runs_dir=tmp_path / "uncut")
     assert all(math.isfinite(row["elbo"]) for row in uncut.metrics)
     with pytest.raises(LimitReachedError, match="at step 3, in epoch 1"):
@@ -46,12 +67,12 @@ def test_every_model_trains_and_goes_on_to_the_same_bits(small, tmp_path, prior,
     assert traces(resume(cut)) == traces(uncut)
 
 
-@pytest.mark.parametrize(("prior", "decoder"), MODELS)
-def test_every_model_is_evaluated_and_sampled_from(small, tmp_path, prior, decoder):
-    """The evidence by two proposals agrees to five of their errors; every picture is finite."""
-    run = train(small(**settings(prior, decoder)), runs_dir=tmp_path)
+@pytest.mark.parametrize(("prior", "posterior", "decoder"), EVALUATED)
+def test_every_model_is_evaluated_and_sampled_from(small, tmp_path, prior, posterior, decoder):
+    """Bounds stay below the evidence by fitted proposals, to five of their errors; every picture is finite."""
+    run = train(small(**settings(prior, posterior, decoder)), runs_dir=tmp_path)
     fitted, encoder = (evaluate(run, k=300, proposal=proposal, binarised=False) for proposal in ("fitted", "encoder"))
-    assert (fitted.kl_per_dimension is None) == (prior != "standard")
+    assert (fitted.kl_per_dimension is None) == (prior != "standard" or posterior == "flow")
     error = 5 * math.hypot(fitted.log_evidence_mc_se, encoder.log_evidence_mc_se) + 1e-3
     assert encoder.log_evidence < fitted.log_evidence + error
     assert fitted.elbo < fitted.log_evidence + error
@@ -59,21 +80,30 @@ def test_every_model_is_evaluated_and_sampled_from(small, tmp_path, prior, decod
         assert np.isfinite(pictures).all()
 
 
-@pytest.mark.parametrize("prior", PRIORS)
-def test_annealing_brackets_the_evidence_and_gaps_are_found(small, tmp_path, prior):
-    run = train(small(**settings(prior)), runs_dir=tmp_path)
+@pytest.mark.parametrize(("prior", "posterior"), list(zip(PRIORS, reversed(POSTERIORS), strict=True)))
+def test_annealing_brackets_the_evidence(small, tmp_path, prior, posterior):
+    run = train(small(**settings(prior, posterior)), runs_dir=tmp_path)
     found = evaluate_annealed(run, AnnealingSpec(temperatures=40, chains=4, start="prior", bracket=True, limit=3))
     assert found.difference == pytest.approx(0, abs=0.2)
     assert found.simulated_gap == pytest.approx(0, abs=0.4)
+
+
+@pytest.mark.parametrize(("prior", "posterior"), KINDS)
+def test_gaps_are_found_of_a_diagonal_posterior_and_of_no_other(small, tmp_path, prior, posterior):
+    run = train(small(**settings(prior, posterior)), runs_dir=tmp_path)
+    if posterior != "diagonal":
+        with pytest.raises(UsageError, match="its encoder is not a diagonal Gaussian"):
+            evaluate_gaps(run)
+        return
     gaps, _ = evaluate_gaps(run)
     assert gaps.approximation_gap > -0.05
     assert gaps.kl > 0
 
 
 @pytest.mark.parametrize("objective", ["elbo", "dreg"])
-@pytest.mark.parametrize("prior", PRIORS)
-def test_seeds_trained_as_one_program_go_where_each_goes_alone(small, tmp_path, prior, objective):
-    configs = [small(**settings(prior, objective=objective), seed=seed) for seed in (0, 1)]
+@pytest.mark.parametrize(("prior", "posterior"), [*zip(PRIORS, POSTERIORS, strict=True), ("vamp", "full")])
+def test_seeds_trained_as_one_program_go_where_each_goes_alone(small, tmp_path, prior, posterior, objective):
+    configs = [small(**settings(prior, posterior, objective=objective), seed=seed) for seed in (0, 1)]
     sessions = {i: start_session(config, tmp_path / "together", None, Controls()) for i, config in enumerate(configs)}
     assert train_replicates(sessions) == {}
     for config, session in zip(configs, sessions.values(), strict=True):

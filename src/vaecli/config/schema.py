@@ -89,6 +89,8 @@ class ModelConfig(Section):
     """Gaussian means: in the unit interval (the paper, appendix C.2), or anywhere (the tutorial)."""
     min_log_sigma: float | None = -7.0
     """The floor of a learned scale, as log sigma; null: none."""
+    posterior: Literal["diagonal", "full", "flow"] = "diagonal"
+    """q(z|x): a Gaussian of diagonal or of full covariance, or a diagonal one transformed by a flow."""
     prior: Literal["standard", "mixture", "vamp"] = "standard"
     """N(0, I); a mixture of Gaussians, all learned; or one of the encoder's posteriors of learned pseudo-inputs."""
     prior_components: Size = 500
@@ -96,6 +98,13 @@ class ModelConfig(Section):
     init: Literal["mean_image", "torch", "normal"] = "mean_image"
     """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
     mean training image; normal: N(0, 0.01²) for every parameter (the paper)."""
+
+    @field_validator("posterior")
+    @classmethod
+    def _flow_needs_dimensions(cls, value: str, info: Any) -> str:
+        if value == "flow" and info.data.get("latent_dim") == 1:
+            raise ValueError("Input should be 'diagonal' or 'full': in one latent dimension a flow is a Gaussian")
+        return value
 
     @property
     def likelihood(self) -> Likelihood:
@@ -245,8 +254,9 @@ class Config(Section):
                 unused[f"model.{key}"] = f"{decoder} does not have it"
         if self.model.prior == "standard":
             unused["model.prior_components"] = "the standard prior has only one"
-        else:
-            unused["objective.estimator"] = f"with a {self.model.prior} prior the KL has no closed form"
+        if self.model.prior != "standard" or self.model.posterior == "flow":
+            what = f"{self.model.posterior} posterior and a {self.model.prior} prior"
+            unused["objective.estimator"] = f"with a {what} the KL has no closed form"
         if self.objective.name != "elbo":
             unused["objective.estimator"] = f"{self.objective.name} has only one"
         if self.device not in {"auto", "cpu"} and self.training.compile != "off":

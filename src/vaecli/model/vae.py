@@ -11,9 +11,10 @@ from torch.distributions import Distribution
 from vaecli.config.schema import ModelConfig
 from vaecli.data.image_grid import ImageShape
 from vaecli.model import conditionals
-from vaecli.model.conditionals import LINKS, Conditional, Floor, Gaussian
+from vaecli.model.conditionals import LINKS, Conditional, Described, Floor, Gaussian
 from vaecli.model.distributions import DiagonalNormal, Factorised
 from vaecli.model.networks import decoder_perceptron, encoder_perceptron, initialise
+from vaecli.model.posteriors import Flow, FullCovariance, FullNormal
 from vaecli.model.priors import Examples, GaussianMixture, Prior, StandardNormal, VampPrior
 
 CHUNK = 1000
@@ -22,6 +23,7 @@ CHUNK = 1000
 
 CLOSED_FORM_KL: dict[tuple[type[Distribution], type[Prior]], Callable[[Any], Tensor]] = {
     (DiagonalNormal, StandardNormal): DiagonalNormal.kl_from_standard,
+    (FullNormal, StandardNormal): FullNormal.kl_from_standard,
 }
 """KL(q ‖ p) of each latent dimension, (*batch, Z) in nats, for the pairs of posterior and prior that have one."""
 
@@ -116,7 +118,11 @@ class Family(NamedTuple):
     """Returns q(z|x), given the network and Z."""
 
 
-POSTERIORS = {"diagonal": Family(lambda latent_dim: 2 * latent_dim, lambda network, _: Gaussian(network))}
+POSTERIORS = {
+    "diagonal": Family(lambda latent_dim: 2 * latent_dim, lambda network, _: Gaussian(network)),
+    "full": Family(FullCovariance.n_outputs, lambda network, z: Described(network, FullCovariance(z))),
+    "flow": Family(Flow.n_outputs, lambda network, z: Described(network, Flow(z))),
+}
 """The posteriors by their names in the config."""
 PRIORS: dict[str, Callable[[ModelConfig, ImageShape, Conditional], Prior]] = {
     "standard": lambda config, shape, encoder: StandardNormal(config.latent_dim),  # noqa: ARG005
@@ -137,7 +143,7 @@ def _assemble(config: ModelConfig, image_shape: ImageShape) -> VAE:
     likelihood = config.likelihood
     decoder_class: type[Conditional] = getattr(conditionals, likelihood.class_name)
     arguments = {argument: value(config) for argument, value in (SETTINGS[name] for name in likelihood.settings)}
-    family = POSTERIORS["diagonal"]
+    family = POSTERIORS[config.posterior]
     encoder = family.build(
         encoder_perceptron(config, image_shape, family.n_outputs(config.latent_dim)), config.latent_dim
     )
