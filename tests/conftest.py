@@ -15,7 +15,8 @@ from vaecli.config.schema import Config
 from vaecli.data.dataset import Batch
 from vaecli.model.conditionals import Conditional
 from vaecli.model.distributions import DiagonalNormal
-from vaecli.model.vae import VAE, StandardNormal
+from vaecli.model.priors import StandardNormal
+from vaecli.model.vae import VAE
 
 settings.register_profile("test", max_examples=100, derandomize=True, deadline=None)
 settings.register_profile("fuzz", max_examples=10_000, deadline=None)

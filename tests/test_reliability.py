@@ -60,6 +60,7 @@ OBJECTIVES: list[dict] = [
     {"estimator": "A", "L": 2},
     {"estimator": "B", "kl_warmup": 1},
     {"name": "iwae", "L": 3},
+    {"name": "dreg", "L": 2},
 ]
 OPTIMIZERS: list[dict] = [{"name": "adam", "schedule": "cosine"}, {"name": "adagrad", "schedule": "linear"}]
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -67,7 +68,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda values: values["name"])
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda values: values.get("estimator", "iwae"))
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda values: values.get("estimator") or values["name"])
 @pytest.mark.parametrize(
     ("decoder", "data"),
     [(name, data) for name, entry in LIKELIHOODS.items() for data in OBSERVED[entry.support]],

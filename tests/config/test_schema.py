@@ -1,7 +1,7 @@
 import pytest
 from pydantic import ValidationError
 
-from vaecli.config.loading import parse_config
+from vaecli.config.loading import load_config, parse_config
 from vaecli.config.schema import Config, ModelConfig
 from vaecli.errors import ConfigError
 
@@ -54,7 +54,14 @@ def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
     ],
 )
 def test_settings_that_do_not_apply_are_known(decoder, unused):
-    assert set(parse_config({"model": {"decoder": decoder}}).unused_settings) == unused
+    found = set(parse_config({"model": {"decoder": decoder}}).unused_settings)
+    assert found == unused | {"model.prior_components"}
+
+
+def test_settings_that_a_prior_leaves_without_effect_are_known():
+    unused = parse_config({"model": {"prior": "vamp"}, "data": {"dequantize": True}}).unused_settings
+    assert "model.prior_components" not in unused
+    assert unused["objective.estimator"] == "with a diagonal posterior and a vamp prior the KL has no closed form"
 
 
 def test_channels_are_those_of_convolutions():
@@ -69,3 +76,10 @@ def test_on_and_off_are_words_although_yaml_has_them_as_booleans():
         assert parse_config({"training": {"compile": given}}).training.compile == wanted
     with pytest.raises(ConfigError, match=r"training.compile: must be 'auto', 'on' or 'off', not 1"):
         parse_config({"training": {"compile": 1}})
+
+
+def test_a_flow_of_one_dimension_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "one.yaml"
+    path.write_text("model:\n  posterior: flow\n  latent_dim: 1\n")
+    with pytest.raises(ConfigError, match=r"one.yaml:2: model.posterior: must be 'diagonal' or 'full'.*not 'flow'"):
+        load_config(path)

@@ -81,7 +81,15 @@ def test_the_encoder_sees_one_thing_and_another_is_scored(oracle):
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
 @pytest.mark.parametrize(
-    "settings", [{"estimator": "A"}, {"estimator": "B", "L": 4}, {"name": "iwae", "L": 3}], ids=["A", "B", "iwae"]
+    "settings",
+    [
+        {"estimator": "A"},
+        {"estimator": "B", "L": 4},
+        {"name": "iwae", "L": 3},
+        {"name": "stl", "L": 2},
+        {"name": "dreg", "L": 3},
+    ],
+    ids=["A", "B", "iwae", "stl", "dreg"],
 )
 def test_gradients_reach_every_parameter_of_the_vae(name, settings):
     vae = build_vae(ModelConfig(decoder=name, latent_dim=Z, hidden_dim=[7, 5]), SHAPE, generator(0, "init")).double()
@@ -102,7 +110,9 @@ def test_iwae_with_one_sample_is_estimator_a_sample_by_sample(loose):
     assert (a - iwae).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("settings", [{"estimator": "A"}, {"estimator": "B"}, {"name": "iwae"}])
+@pytest.mark.parametrize(
+    "settings", [{"estimator": "A"}, {"estimator": "B"}, {"name": "iwae"}, {"name": "stl"}, {"name": "dreg"}]
+)
 def test_the_kl_weight_changes_what_is_maximised_and_not_what_is_reported(loose, settings):
     vae, batch, _ = loose
     maximise, epsilon = (
@@ -114,7 +124,8 @@ def test_the_kl_weight_changes_what_is_maximised_and_not_what_is_reported(loose,
     assert torch.equal(reported.value, again.value)
     assert (full != free).all()
     draws = draw(vae, batch, epsilon)
-    expected = log_mean_exp(draws.log_likelihood) if settings.get("name") == "iwae" else draws.log_likelihood.mean(0)
+    weighted = settings.get("name") in {"iwae", "dreg"}
+    expected = log_mean_exp(draws.log_likelihood) if weighted else draws.log_likelihood.mean(0)
     assert (free - expected).abs().max() < 1e-12  # at weight 0 only the likelihood is left
 
 

@@ -187,8 +187,8 @@ def train_states(states, step, n_epochs) -> None:
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 @pytest.mark.parametrize(
     "objective",
-    [{"L": 2, "kl_warmup": 1}, {"estimator": "A"}, {"name": "iwae", "L": 3}],
-    ids=["B", "A", "iwae"],
+    [{"L": 2, "kl_warmup": 1}, {"estimator": "A"}, {"name": "iwae", "L": 3}, {"name": "stl"}, {"name": "dreg", "L": 3}],
+    ids=["B", "A", "iwae", "stl", "dreg"],
 )
 def test_runs_whose_steps_are_made_together_go_where_each_goes_alone(small, device, model, objective):
     """15 steps in float64: only the order of sums differs, by some 1e-16 each time, and steps are of 1e-3."""

@@ -3,19 +3,13 @@
 import json
 import unicodedata
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from vaecli.config.data_sets import known_data
 from vaecli.config.likelihoods import LIKELIHOODS, Likelihood, Support
 from vaecli.files import MAX_NAME, safe_name
-
-EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
-TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {f"emnist-{s}": "EMNIST" for s in EMNIST_SPLITS}
-"""torchvision's data sets, by our names."""
-DATA_SETS = ("mnist", *TORCHVISION)
-
 
 RESUMABLE = ("training.epochs", "training.patience", "device")
 """The settings that may change when a run is resumed."""
@@ -39,26 +33,6 @@ def _known_decoder(name: str) -> str:
     return name
 
 
-def is_array(name: str) -> bool:
-    """Return whether the name of a data set is the path of an array: .npy, .npz, or IDX, which ends in -ubyte."""
-    return Path(name).suffix in {".npy", ".npz"} or name.removesuffix(".gz").endswith("-ubyte")
-
-
-def _known_data(name: str) -> str:
-    """Return a data set's name, or an array's absolute path: a run must find its images from any directory."""
-    if is_array(name):
-        path = str(Path(name).absolute())
-        if "\0" in path or path != path.encode(errors="replace").decode():
-            raise ValueError("Input should be a path in UTF-8 without NUL; rename the file, or its folder")
-        return path
-    if name not in DATA_SETS:
-        raise ValueError(
-            "Input should be the path of a .npy, .npz, -ubyte or -ubyte.gz file, "
-            f"or one of {', '.join(map(repr, DATA_SETS))}"
-        )
-    return name
-
-
 CHANNELS = 32, 64
 """Of convolutions, unless they are given."""
 Size = Annotated[int, Field(ge=1, le=65536)]
@@ -67,7 +41,7 @@ Size = Annotated[int, Field(ge=1, le=65536)]
 class DataConfig(Section):
     """Describe which images are used, and how their pixels k in 0..255 become x."""
 
-    name: Annotated[str, AfterValidator(_known_data)] = "mnist"
+    name: Annotated[str, AfterValidator(known_data)] = "mnist"
     """A shipped or torchvision data set, or the path of an array: .npy, .npz (in grey or in colour), or IDX (-ubyte,
     -ubyte.gz)."""
     binarize: Literal["dynamic", "threshold", "static", "none"] = "dynamic"
@@ -99,6 +73,12 @@ class ModelConfig(Section):
     """Gaussian means: in the unit interval (the paper, appendix C.2), or anywhere (the tutorial)."""
     min_log_sigma: float | None = -7.0
     """The floor of a learned scale, as log sigma; null: none."""
+    posterior: Literal["diagonal", "full", "flow"] = "diagonal"
+    """q(z|x): a Gaussian of diagonal or of full covariance, or a diagonal one transformed by a flow."""
+    prior: Literal["standard", "mixture", "vamp"] = "standard"
+    """N(0, I); a mixture of Gaussians, all learned; or one of the encoder's posteriors of learned pseudo-inputs."""
+    prior_components: Size = 500
+    """Parts of a mixture or vamp prior; each of vamp's starts from a training image."""
     init: Literal["mean_image", "torch", "normal"] = "mean_image"
     """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
     mean training image; normal: N(0, 0.01²) for every parameter (the paper)."""
@@ -115,6 +95,13 @@ class ModelConfig(Section):
         """Return the channels of each convolution."""
         return CHANNELS if self.channels is None else self.channels
 
+    @field_validator("posterior")
+    @classmethod
+    def _flow_needs_dimensions(cls, value: str, info: Any) -> str:
+        if value == "flow" and info.data.get("latent_dim") == 1:
+            raise ValueError("Input should be 'diagonal' or 'full': in one latent dimension a flow is a Gaussian")
+        return value
+
     @property
     def likelihood(self) -> Likelihood:
         """Return the decoder's entry in `LIKELIHOODS`."""
@@ -124,7 +111,8 @@ class ModelConfig(Section):
 class ObjectiveConfig(Section):
     """Describe the lower bound that is maximised."""
 
-    name: Literal["elbo", "iwae"] = "elbo"
+    name: Literal["elbo", "iwae", "stl", "dreg"] = "elbo"
+    """iwae: the importance-weighted bound; stl, dreg: elbo and iwae with other gradients of the same expectation."""
     estimator: Literal["A", "B"] = "B"
     """SGVB estimator of the elbo: A samples the KL term, B has it in closed form."""
     L: int = Field(1, ge=1, le=100_000)
@@ -254,26 +242,31 @@ class Config(Section):
     @property
     def unused_settings(self) -> dict[str, str]:
         """Return the keys without effect under this config, each with the reason."""
-        support, decoder = self.model.likelihood.support, self.model.decoder
-        unused = {}
-        if support is not Support.BINARY:
-            unused["data.binarize"] = f"{decoder} is not a binary likelihood"
-        if support is not Support.UNIT_INTERVAL:
-            unused["data.dequantize"] = f"{decoder} is not a density"
-        for key in ("mean", "min_log_sigma"):
-            if key not in self.model.likelihood.settings:
-                unused[f"model.{key}"] = f"{decoder} does not have it"
-        if not self.model.hidden_dim and self.model.network == "mlp":
-            unused |= dict.fromkeys(("model.activation", "model.normalization"), "there is no hidden layer")
-        if self.objective.name == "iwae":
-            unused["objective.estimator"] = "iwae has only one"
-        if self.device not in {"auto", "cpu"} and self.training.compile != "off":
-            unused["training.compile"] = f"device is {self.device}"
-        if self.device not in {"auto", "cpu"}:
-            unused["training.products"] = f"device is {self.device}"
-        if self.device in {"cpu", "mps"}:
-            unused |= dict.fromkeys(("training.cuda_graph", "training.tf32"), f"device is {self.device}")
-        return unused
+        model, device = self.model, f"device is {self.device}"
+        support, on_cpu = model.likelihood.support, self.device in {"auto", "cpu"}
+        no_closed_form = f"with a {model.posterior} posterior and a {model.prior} prior the KL has no closed form"
+        rules = (
+            (("data.binarize",), support is not Support.BINARY, f"{model.decoder} is not a binary likelihood"),
+            (("data.dequantize",), support is not Support.UNIT_INTERVAL, f"{model.decoder} is not a density"),
+            (("model.mean",), "mean" not in model.likelihood.settings, f"{model.decoder} does not have it"),
+            (
+                ("model.min_log_sigma",),
+                "min_log_sigma" not in model.likelihood.settings,
+                f"{model.decoder} does not have it",
+            ),
+            (
+                ("model.activation", "model.normalization"),
+                model.network == "mlp" and not model.hidden_dim,
+                "there is no hidden layer",
+            ),
+            (("model.prior_components",), model.prior == "standard", "the standard prior has only one"),
+            (("objective.estimator",), model.prior != "standard" or model.posterior == "flow", no_closed_form),
+            (("objective.estimator",), self.objective.name != "elbo", f"{self.objective.name} has only one"),
+            (("training.compile",), not on_cpu and self.training.compile != "off", device),
+            (("training.products",), not on_cpu, device),
+            (("training.cuda_graph", "training.tf32"), self.device in {"cpu", "mps"}, device),
+        )
+        return {key: reason for keys, is_unused, reason in rules if is_unused for key in keys}
 
 
 def get_setting(config: Config, key: str) -> Any:

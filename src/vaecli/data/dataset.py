@@ -17,8 +17,9 @@ from jaxtyping import Float, Int64, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vaecli.config.data_sets import TORCHVISION, is_array
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import TORCHVISION, DataConfig, is_array
+from vaecli.config.schema import DataConfig
 from vaecli.data.image_grid import MAX_SIDE, ImageShape
 from vaecli.data.sources import (
     Part,

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vaecli.config.schema import TORCHVISION
+from vaecli.config.data_sets import TORCHVISION
 from vaecli.data.unpacking import RATIOS, check_unpacked, read_member
 from vaecli.errors import DataError, UsageError, some
 from vaecli.files import cache_directory, may_be_file

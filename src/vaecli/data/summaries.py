@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 
-from vaecli.config.schema import is_array
+from vaecli.config.data_sets import is_array
 from vaecli.data.sources import array_path
 from vaecli.errors import DataError
 from vaecli.files import cache_directory, write_json

@@ -13,9 +13,9 @@ from vaecli.errors import UsageError
 from vaecli.evaluation.evidence import Group, estimate_evidence, mean
 from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory, write_results
 from vaecli.evaluation.result import Origin
+from vaecli.model.bound import best_diagonal, elbo_of, expected_kl, mutual_information
 from vaecli.model.distributions import DiagonalNormal, standard_normal
 from vaecli.model.estimators import score_log_likelihood
-from vaecli.model.gaps import best_diagonal, elbo_of, mutual_information
 from vaecli.runs.run import Run
 from vaecli.stages import StageCallback
 
@@ -90,7 +90,7 @@ def evaluate_gaps(
     )
     log_evidence = weighted.log_evidence[-1, 0]
     posterior = _posterior(held_out, held_out.batch)
-    kl = posterior.kl_from_standard().sum(-1).double().mean().item()
+    kl = expected_kl(posterior, held_out.vae.prior, DRAWS, held_out.generator("samples")).item()
     information = mutual_information(posterior, held_out.generator("samples")).item()
     per_image = {
         "log_evidence": log_evidence,

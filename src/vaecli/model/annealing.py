@@ -79,14 +79,14 @@ def target_of(log_joint: LogJoint, fitted: Mixture) -> Target:
 
 
 def start_at_prior(target: Target) -> Start:
-    """Begin from p(z), whose precision is taken to be 1."""
+    """Begin from p(z), its precision taken to be that of its mean variance."""
     vae, n_images = target.log_joint.vae, len(target.precision)
 
     def draw(n: int, generator: torch.Generator) -> Tensor:
         z = vae.prior.draw(n * n_images, target.precision, generator)
         return z.reshape(n, n_images, -1)
 
-    return Start(draw, vae.prior.log_prob, torch.ones_like(target.precision))
+    return Start(draw, vae.prior.log_prob, torch.full_like(target.precision, 1 / vae.prior.variance.mean().item()))
 
 
 def start_at_fitted(target: Target, fitted: Mixture) -> Start:

@@ -135,7 +135,7 @@ class Bernoulli(Conditional):
 
 @final
 class Gaussian(Conditional):
-    """Compute N(y; μ(c), diag σ²(c)) with learned mean and log variance: every encoder, and one decoder (App. C.2).
+    """Compute N(y; μ(c), diag σ²(c)) with learned mean and log variance: an encoder, and a decoder (App. C.2).
 
     Args:
         network: As for every `Conditional`.
@@ -159,6 +159,24 @@ class Gaussian(Conditional):
         """Return where log σ sits on its floor."""
         assert isinstance(y, DiagonalNormal)
         return self.floor.reached(y.log_sigma)
+
+
+@final
+class Described(Conditional):
+    """Compute a distribution from the network's outputs by a function of them, which may have parameters of its own.
+
+    Args:
+        network: Maps c to as many outputs as the function takes.
+        describe: A function, or a module whose forward pass returns a distribution.
+    """
+
+    def __init__(self, network: nn.Module, describe: Callable[[Tensor], Distribution]) -> None:
+        super().__init__(network)
+        self.describe = describe
+
+    def distribution(self, output: Float[Tensor, "*batch outputs"]) -> Distribution:
+        """Return the distribution that an output describes."""
+        return self.describe(output)
 
 
 @final

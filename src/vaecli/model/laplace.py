@@ -41,9 +41,9 @@ def log_volume(scale_tril: Float[Tensor, "*batch Z Z"]) -> Float[Tensor, "*batch
 class _Quadratic(NamedTuple):
     """Hold log p(x, z) to second order: its value, its gradient, and the eigenvalues and vectors of its curvature.
 
-    Every eigenvalue is taken as positive and at least 1, which is the curvature of a standard normal prior: a direction
-    that the likelihood bends upwards is no reason to leave the prior (as in the saddle-free Newton method, Dauphin et
-    al. 2014, arXiv 1406.2572).
+    Every eigenvalue is taken as positive and at least the inverse of the prior's largest variance: a direction that the
+    likelihood bends upwards is no reason to leave the prior (as in the saddle-free Newton method, Dauphin et al. 2014,
+    arXiv 1406.2572).
     """
 
     value: Float[Tensor, " B"]
@@ -79,7 +79,8 @@ def find_modes(vae: VAE, target: Float[Tensor, "B D"], start: Float[Tensor, "B Z
         The mode, everything in float64. An image for which log p(x, z) is not finite stays at its start.
     """
     z, damping = start.clone(), start.new_zeros(len(start), dtype=torch.float64)
-    at = _expand(vae, target, z)
+    least = 1 / vae.prior.variance.max().item()
+    at = _expand(vae, target, z, least)
     found = _Quadratic(*(part.clone() for part in at))
     climbing = torch.arange(len(start), device=start.device)
     for _ in range(MAX_STEPS):
@@ -91,7 +92,7 @@ def find_modes(vae: VAE, target: Float[Tensor, "B D"], start: Float[Tensor, "B Z
         stiff = 1e-3 * at.eigenvalues.amax(-1)
         damping = torch.where(improved, damping / 10, torch.maximum(10 * damping, stiff))
         going = ~(improved & (gain < CONVERGED)) & (damping < 1e6 * stiff)
-        at = _expand(vae, target[climbing], z[climbing])
+        at = _expand(vae, target[climbing], z[climbing], least)
         for part, now in zip(found, at, strict=True):
             part[climbing] = now
         climbing, damping = climbing[going], damping[going]
@@ -106,8 +107,11 @@ def _log_joint(vae: VAE, target: Tensor, z: Tensor) -> Tensor:
     return log_p
 
 
-def _expand(vae: VAE, target: Float[Tensor, "B D"], z: Float[Tensor, "B Z"]) -> _Quadratic:
-    """Expand log p(x, z) around z. The products of Jacobians are taken in the model's precision, sums in float64."""
+def _expand(vae: VAE, target: Float[Tensor, "B D"], z: Float[Tensor, "B Z"], least: float) -> _Quadratic:
+    """Expand log p(x, z) around z, with no eigenvalue below the least.
+
+    The products of Jacobians are taken in the model's precision, sums in float64.
+    """
     directions = torch.eye(z.shape[1], dtype=z.dtype, device=z.device)
 
     def along(direction: Tensor) -> Tensor:
@@ -129,7 +133,7 @@ def _expand(vae: VAE, target: Float[Tensor, "B D"], z: Float[Tensor, "B Z"]) -> 
     hessian = torch.where(sound[:, None, None], -hessian, directions.double())
     eigenvalues, eigenvectors = torch.linalg.eigh((hessian + hessian.mT) / 2)
     value = (log_p + log_prior).double()
-    return _Quadratic(value, gradient.where(sound[:, None], 0), eigenvalues.abs().clamp(min=1), eigenvectors)
+    return _Quadratic(value, gradient.where(sound[:, None], 0), eigenvalues.abs().clamp(min=least), eigenvectors)
 
 
 def _likelihood_to_second_order(vae: VAE, target: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:

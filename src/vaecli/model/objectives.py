@@ -6,6 +6,8 @@ the loss of training is the negative mean over the minibatch.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,8 +17,9 @@ from torch.distributions import Distribution
 
 from vaecli.config.schema import ObjectiveConfig
 from vaecli.data.dataset import Batch
-from vaecli.model.distributions import Posterior, standard_normal
-from vaecli.model.vae import VAE, Prior, kl_per_dimension
+from vaecli.model.distributions import Posterior, Transported, standard_normal
+from vaecli.model.priors import Prior
+from vaecli.model.vae import VAE, kl_per_dimension
 
 
 class Elbo(NamedTuple):
@@ -40,7 +43,8 @@ class Estimate(NamedTuple):
     """The elbo of the same draws, at KL weight 1."""
 
 
-class Draws(NamedTuple):
+@dataclass
+class Draws:
     """Hold S reparametrised draws from the posterior of each image, and how well each explains its own image."""
 
     prior: Prior
@@ -49,6 +53,8 @@ class Draws(NamedTuple):
     log_q: Callable[[], Float[Tensor, "S B"]]
     likelihood: Distribution
     log_likelihood: Float[Tensor, "S B"]
+    _log_density_ratio: Float[Tensor, "S B"] | None = field(default=None, init=False)
+    """Kept when it is first computed; not by `cached_property`, which `torch.compile` cannot follow."""
 
     @property
     def elbo(self) -> Elbo:
@@ -59,16 +65,40 @@ class Draws(NamedTuple):
     def kl(self) -> Float[Tensor, " B"]:
         """Return KL(q(z|x) ‖ p(z)) in closed form where there is one, else its mean over the draws."""
         per_dimension = kl_per_dimension(self.posterior, self.prior)
-        return self.log_density_ratio().mean(0) if per_dimension is None else per_dimension.sum(-1)
+        return self.log_density_ratio.mean(0) if per_dimension is None else per_dimension.sum(-1)
 
+    @property
     def log_density_ratio(self) -> Float[Tensor, "S B"]:
         """Return log q(z|x) - log p(z), whose expectation is the KL term."""
-        log_p = self.prior.log_prob(self.z)
-        return self.log_q() - log_p
+        if self._log_density_ratio is None:
+            log_p = self.prior.log_prob(self.z)
+            self._log_density_ratio = self.log_q() - log_p
+        return self._log_density_ratio
+
+    def holding_density_fixed(self) -> "Draws":
+        """Return the same draws with a log q(z|x) whose gradient reaches the posterior's parameters through z alone."""
+        return replace(self, log_q=partial(_around, self.z, self.posterior.log_prob))
 
     def log_weights(self, kl_weight: float | Tensor = 1.0) -> Float[Tensor, "S B"]:
         """Return log w = log p(x|z) + β (log p(z) - log q(z|x)), with β = 1 unless it is being warmed up."""
-        return self.log_likelihood - kl_weight * self.log_density_ratio()
+        return self.log_likelihood - kl_weight * self.log_density_ratio
+
+
+def _around(z: Float[Tensor, "S B Z"], log_density: Callable[[Tensor], Tensor]) -> Float[Tensor, "S B"]:
+    """Return a log density at z as its expansion around z, whose value and slope are constants.
+
+    Its gradient is the one that comes through z, whatever else the density depends on and however.
+    """
+    at = z.detach()
+
+    def total(at: Tensor) -> tuple[Tensor, Tensor]:
+        values = log_density(at)
+        return values.sum(), values
+
+    with torch.no_grad():
+        slope, values = torch.func.grad(total, has_aux=True)(at)
+    found: Tensor = values + (slope * (z - at)).sum(-1)
+    return found
 
 
 def draw_noise(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, "S B Z"]:
@@ -80,9 +110,13 @@ def draw(vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"]) -> Draws:
     """Draw z = T(ε; x) S times for every image (paper, eq. 4), with log p(x|z) of each."""
     posterior = vae.encoder(batch.input)
     assert isinstance(posterior, Posterior)
-    z, log_q = posterior.transport(epsilon)
-    likelihood = vae.decoder(z)
-    return Draws(vae.prior, posterior, z, log_q, likelihood, likelihood.log_prob(batch.target))
+    return explain(vae, batch, posterior, posterior.transport(epsilon))
+
+
+def explain(vae: VAE, batch: Batch, posterior: Posterior, drawn: Transported) -> Draws:
+    """Compute how well each z drawn from the posterior of an image explains it."""
+    likelihood = vae.decoder(drawn.z)
+    return Draws(vae.prior, posterior, *drawn, likelihood, likelihood.log_prob(batch.target))
 
 
 def log_weights(vae: VAE, batch: Batch, n_samples: int, generator: torch.Generator) -> Float[Tensor, "S B"]:
@@ -137,10 +171,42 @@ def iwae(vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: flo
     return Estimate(log_mean_exp(draws.log_weights(kl_weight)), draws.elbo)
 
 
+def stl(vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: float | Tensor) -> Estimate:
+    """Estimate the elbo as estimator A does, without the part of its gradient whose expectation is zero.
+
+    Sticking the landing (Roeder et al. 2017, arXiv 1703.09194): the parameters of q are held fixed in log q(z|x), since
+    E_q[∇_φ log q(z|x)] = 0 at fixed z. Where q is the exact posterior, the encoder's gradient has no variance.
+    """
+    draws = draw(vae, batch, epsilon).holding_density_fixed()
+    return Estimate(draws.log_weights(kl_weight).mean(0), draws.elbo)
+
+
+def dreg(vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: float | Tensor) -> Estimate:
+    """Estimate the importance-weighted bound with the doubly reparametrised gradient (Tucker et al. 2018, eq. 8).
+
+    With normalised weights w̃ the model's gradient is Σ_s w̃_s ∇_θ log w_s, as IWAE's. The encoder's is
+    Σ_s w̃_s² (∂ log w_s/∂z_s) ∇_φ z_s, the parameters of q held fixed in log q(z|x): the expectation is the same, and it
+    does not drown in noise as S grows (arXiv 1810.04152). At KL weight β it has w̃ (1 - β + β w̃) for w̃².
+    """
+    posterior = vae.encoder(batch.input)
+    assert isinstance(posterior, Posterior)
+    z, log_q = posterior.transport(epsilon)
+    with torch.no_grad():
+        weights = explain(vae, batch, posterior, Transported(z, log_q)).log_weights(kl_weight).softmax(0)
+    share = 1 - kl_weight + kl_weight * weights
+    scaled = torch.lerp(z.detach(), z, share[..., None])  # the same values, each with its share of the gradient
+    draws = explain(vae, batch, posterior, Transported(scaled, log_q)).holding_density_fixed()
+    log_w = draws.log_weights(kl_weight)
+    weighted = (weights * log_w).sum(0)
+    return Estimate(log_mean_exp(log_w).detach() + weighted - weighted.detach(), draws.elbo)
+
+
 ESTIMATORS: dict[str, Objective] = {"A": estimator_a, "B": estimator_b}
 OBJECTIVES: dict[str, Callable[[ObjectiveConfig], Objective]] = {
     "elbo": lambda config: ESTIMATORS[config.estimator],
     "iwae": lambda config: iwae,  # noqa: ARG005
+    "stl": lambda config: stl,  # noqa: ARG005
+    "dreg": lambda config: dreg,  # noqa: ARG005
 }
 """The objectives by their names in the config. A new one is one function above and one entry here."""
 

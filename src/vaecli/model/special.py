@@ -3,6 +3,7 @@
 `log1p` takes about nine times as long as `log` on a CPU, so that nothing here uses it on whole images.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -75,40 +76,40 @@ class _Softplus(Function):
         return tangent
 
 
-def clamp_with_gradient(x: Tensor, low: float) -> Tensor:
-    """Return max(x, low), from which x can rise again: a plain clamp would leave it without a gradient for ever."""
-    result: Tensor = _ClampWithGradient.apply(x, low)
+def clamp_with_gradient(x: Tensor, low: float, high: float = math.inf) -> Tensor:
+    """Return x kept in [low, high], into which x can come back: a plain clamp would leave it no gradient for ever."""
+    result: Tensor = _ClampWithGradient.apply(x, low, high)
     return result
 
 
 class _ClampWithGradient(Function):
-    """Compute max(x, low), whose gradient still passes below the floor where descent would raise x."""
+    """Compute min(max(x, low), high), whose gradient still passes outside where descent would bring x back."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, low: float) -> Tensor:
-        return x.clamp(min=low)
+    def forward(x: Tensor, low: float, high: float) -> Tensor:
+        return x.clamp(low, high)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:  # noqa: ARG004
-        x, low = inputs
-        above = x >= low
-        ctx.save_for_backward(above)
-        ctx.save_for_forward(above)
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:  # noqa: ARG004
+        x, low, high = inputs
+        above, below = x >= low, x <= high
+        ctx.save_for_backward(above, below)
+        ctx.save_for_forward(above, below)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = gradients
-        (above,) = ctx.saved_tensors
-        return gradient * (above | (gradient < 0)), None
+        above, below = ctx.saved_tensors
+        return gradient * ((above | (gradient < 0)) & (below | (gradient > 0))), None, None
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        """Return the derivative itself, without what descent needs below the floor."""
-        (above,) = ctx.saved_tensors
+        """Return the derivative itself, without what descent needs outside."""
+        above, below = ctx.saved_tensors
         assert tangents[0] is not None
-        tangent: Tensor = tangents[0] * above
+        tangent: Tensor = tangents[0] * (above & below)
         return tangent
 
 

@@ -1,9 +1,8 @@
 """The Variational Auto-Encoder: p(x|z) p(z) with the recognition model q(z|x)."""
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, final
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -13,54 +12,19 @@ from torch.distributions import Distribution
 from vaecli.config.schema import ModelConfig
 from vaecli.data.image_grid import ImageShape
 from vaecli.model import conditionals
-from vaecli.model.conditionals import LINKS, Conditional, Floor, Gaussian
-from vaecli.model.distributions import LOG_2PI, DiagonalNormal, Factorised, standard_normal
+from vaecli.model.conditionals import LINKS, Conditional, Described, Floor, Gaussian
+from vaecli.model.distributions import DiagonalNormal, Factorised
 from vaecli.model.networks import NETWORKS, initialise
+from vaecli.model.posteriors import Flow, FullCovariance, FullNormal
+from vaecli.model.priors import Examples, GaussianMixture, Prior, StandardNormal, VampPrior
 
 CHUNK = 1000
 """Images that are decoded at a time."""
 
 
-class Prior(nn.Module, ABC):
-    """Represent p(z) over Z latent dimensions; subclasses are final."""
-
-    def __init__(self, latent_dim: int) -> None:
-        super().__init__()
-        self.latent_dim = latent_dim
-
-    @abstractmethod
-    def log_prob(self, z: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch"]:
-        """Return log p(z) in nats."""
-
-    @abstractmethod
-    def draw(self, n: int, like: Tensor, generator: torch.Generator) -> Float[Tensor, "n Z"]:
-        """Draw z n times, in the precision and on the device of `like`."""
-
-    @abstractmethod
-    def quantile(self, u: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch Z"]:
-        """Map the unit cube to z so that equal volumes get equal prior mass (paper, figure 4)."""
-
-
-@final
-class StandardNormal(Prior):
-    """Represent p(z) = N(0, I)."""
-
-    def log_prob(self, z: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch"]:
-        """Return log p(z) = -½ |z|² - ½ Z log 2π, in nats."""
-        return -(0.5 * z.square()).sum(-1) - 0.5 * LOG_2PI * z.shape[-1]
-
-    def draw(self, n: int, like: Tensor, generator: torch.Generator) -> Float[Tensor, "n Z"]:
-        """Draw z ~ N(0, I)."""
-        return standard_normal((n, self.latent_dim), like, generator)
-
-    def quantile(self, u: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch Z"]:
-        """Return Φ⁻¹(u), the inverse Gaussian CDF."""
-        z: Tensor = torch.special.ndtri(u)
-        return z
-
-
 CLOSED_FORM_KL: dict[tuple[type[Distribution], type[Prior]], Callable[[Any], Tensor]] = {
     (DiagonalNormal, StandardNormal): DiagonalNormal.kl_from_standard,
+    (FullNormal, StandardNormal): FullNormal.kl_from_standard,
 }
 """KL(q ‖ p) of each latent dimension, (*batch, Z) in nats, for the pairs of posterior and prior that have one."""
 
@@ -129,6 +93,7 @@ def build_vae(
     image_shape: ImageShape,
     generator: torch.Generator,
     mean_image: Float[Tensor, " D"] | None = None,
+    examples: Examples | None = None,
 ) -> VAE:
     """Build the VAE that a config describes, on the CPU. Past this point nothing knows of YAML or of decoders' names.
 
@@ -137,11 +102,13 @@ def build_vae(
         image_shape: Channels, height and width of an image.
         generator: Draws the initial parameters; on the CPU.
         mean_image: The mean training image in units of the 0..1 pixel, for `init: mean_image`.
+        examples: Returns training images, for a prior that starts from some.
     """
     with torch.random.fork_rng(devices=[]):  # a layer's constructor draws from the global generator
         vae = _assemble(config, image_shape)
-    for conditional in (vae.encoder, vae.decoder):
-        initialise(conditional.network, "normal" if config.init == "normal" else "torch", generator)
+    for module in (*vae.encoder.children(), *vae.decoder.children()):  # networks, and what else has parameters
+        initialise(module, "normal" if config.init == "normal" else "torch", generator)
+    vae.prior.initialise(generator, examples)
     if config.init == "mean_image" and mean_image is not None:
         vae.decoder.start_at(mean_image)
     return vae
@@ -153,6 +120,29 @@ def build_meta_vae(config: ModelConfig, image_shape: ImageShape) -> VAE:
         return _assemble(config, image_shape)
 
 
+class Family(NamedTuple):
+    """Say how q(z|x) of a kind is made of a network."""
+
+    n_outputs: Callable[[int], int]
+    """Returns how many outputs the network must have for Z latent dimensions."""
+    build: Callable[[nn.Module, int], Conditional]
+    """Returns q(z|x), given the network and Z."""
+
+
+POSTERIORS = {
+    "diagonal": Family(lambda latent_dim: 2 * latent_dim, lambda network, _: Gaussian(network)),
+    "full": Family(FullCovariance.n_outputs, lambda network, z: Described(network, FullCovariance(z))),
+    "flow": Family(Flow.n_outputs, lambda network, z: Described(network, Flow(z))),
+}
+"""The posteriors by their names in the config."""
+PRIORS: dict[str, Callable[[ModelConfig, ImageShape, Conditional], Prior]] = {
+    "standard": lambda config, shape, encoder: StandardNormal(config.latent_dim),  # noqa: ARG005
+    "mixture": lambda config, shape, encoder: GaussianMixture(config.latent_dim, config.prior_components),  # noqa: ARG005
+    "vamp": lambda config, shape, encoder: VampPrior(
+        config.latent_dim, config.prior_components, shape.n_pixels, encoder
+    ),
+}
+"""The priors by their names in the config."""
 SETTINGS: dict[str, tuple[str, Callable[[ModelConfig], Any]]] = {
     "mean": ("link", lambda config: LINKS[config.mean]),
     "min_log_sigma": ("floor", lambda config: Floor(config.min_log_sigma)),
@@ -164,7 +154,9 @@ def _assemble(config: ModelConfig, image_shape: ImageShape) -> VAE:
     likelihood = config.likelihood
     decoder_class: type[Conditional] = getattr(conditionals, likelihood.class_name)
     arguments = {argument: value(config) for argument, value in (SETTINGS[name] for name in likelihood.settings)}
-    n_outputs = Gaussian.n_params * config.latent_dim
+    family = POSTERIORS[config.posterior]
+    n_outputs = family.n_outputs(config.latent_dim)
     networks = NETWORKS[config.network](config, image_shape, n_outputs, decoder_class.n_params)
+    encoder = family.build(networks.encoder, config.latent_dim)
     decoder = decoder_class(networks.decoder, **arguments)
-    return VAE(Gaussian(networks.encoder), decoder, StandardNormal(config.latent_dim))
+    return VAE(encoder, decoder, PRIORS[config.prior](config, image_shape, encoder))

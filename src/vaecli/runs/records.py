@@ -1,6 +1,6 @@
-"""What a run says of itself in JSON, checked as it is read: one bad file breaks nothing but what is about that run.
+"""What a run says of itself in JSON: what it is made with, and the rest, checked as it is read.
 
-Its environment is described here too: what the run was made with. Needs no torch.
+One bad file breaks nothing but what is about that run. Needs no torch.
 """
 
 import json

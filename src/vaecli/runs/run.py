@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import uuid4
 
+from vaecli.config.data_sets import is_array
 from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.loading import dump_config, fixed_differences, load_config
-from vaecli.config.schema import Config, is_array
+from vaecli.config.schema import Config
 from vaecli.errors import ConfigError, UsageError, VaecliError, some
 from vaecli.files import ABSENT, lock, may_be_directory, may_be_file, write_directory, write_json, write_text
 from vaecli.runs.records import describe_environment, read_metrics, read_object, read_status

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vaecli.config.data_sets import is_array
 from vaecli.config.jobs import Resources
-from vaecli.config.schema import Config, is_array
+from vaecli.config.schema import Config
 from vaecli.data.sources import labels_beside
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError

@@ -235,7 +235,11 @@ def new_state(
     _check_size(config, images, device)
     known = images.pixels.numpy(), images.origin, images.on_stage
     mean = torch.from_numpy(mean_image(*known)) if config.model.init == "mean_image" else None
-    vae = build_vae(config.model, images.shape, generator(config.seed, "init"), mean).to(device)
+
+    def examples(n: int) -> Tensor:
+        return images.spread(n).pixels.float() / 255
+
+    vae = build_vae(config.model, images.shape, generator(config.seed, "init"), mean, examples).to(device)
     _check_minibatches(vae, len(images), config.training.batch_size)
     steps = -(-len(images) // config.training.batch_size)
     return TrainingState(
