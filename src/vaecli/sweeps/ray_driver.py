@@ -3,10 +3,8 @@
 A run is trained in slices: a node is sent what there is of it, trains for a while, and sends everything back. So
 checkpoints and curves come to this machine while the run goes on, a node that dies takes one slice with it, which is
 done again from where it began, and this machine's process may die as well: the same sweep continues from the files that
-came back.
-
-A node says again and again that it is at work. A slice of which nothing was heard for long is given up with its worker,
-and done again.
+came back. A node says again and again that it is at work: a slice of which nothing was heard for long is given up with
+its worker, and done again.
 """
 
 import os
