@@ -83,3 +83,10 @@ def test_a_flow_of_one_dimension_is_refused_with_its_line(tmp_path):
     path.write_text("model:\n  posterior: flow\n  latent_dim: 1\n")
     with pytest.raises(ConfigError, match=r"one.yaml:2: model.posterior: must be 'diagonal' or 'full'.*not 'flow'"):
         load_config(path)
+
+
+def test_pseudo_inputs_do_not_meet_statistics_of_minibatches():
+    """They would enter the running means by which images are normalised at evaluation."""
+    with pytest.raises(ConfigError, match=r"model.prior: must be 'standard' or 'mixture' with normalization: batch"):
+        parse_config({"model": {"prior": "vamp", "normalization": "batch"}})
+    assert parse_config({"model": {"prior": "vamp", "normalization": "layer"}}).model.prior == "vamp"

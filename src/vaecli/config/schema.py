@@ -95,6 +95,15 @@ class ModelConfig(Section):
         """Return the channels of each convolution."""
         return CHANNELS if self.channels is None else self.channels
 
+    @field_validator("prior")
+    @classmethod
+    def _pseudo_inputs_are_no_minibatch(cls, value: str, info: Any) -> str:
+        if value == "vamp" and info.data.get("normalization") == "batch":
+            raise ValueError(
+                "Input should be 'standard' or 'mixture' with normalization: batch, whose means are images'"
+            )
+        return value
+
     @field_validator("posterior")
     @classmethod
     def _flow_needs_dimensions(cls, value: str, info: Any) -> str:
