@@ -200,6 +200,7 @@ def jobs(rounds: int) -> dict[str, list[float]]:
                 began = time.perf_counter()
                 subprocess.run(command, check=True, capture_output=True, cwd=directory)
                 found[name].append(time.perf_counter() - began)
+                print(f"{name}: {found[name][-1]:.1f} s", flush=True)
     print("\n| from the command to the trained model | s | / JAX scan | / " + BEFORE + " |\n|---|---|---|---|")
     for name, seconds in found.items():
         by_jax, by_before = (ratios(seconds, found[reference]) for reference in ("JAX scan", BEFORE))
