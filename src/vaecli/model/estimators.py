@@ -91,11 +91,12 @@ def importance_weighted(log_joint: LogJoint, proposal: Proposal, k: int, generat
         n = min(AT_ONCE, k - drawn)
         z, log_q = proposal.draw(n, generator)
         log_w = log_joint.of_scores(z) - log_q
-        counts = (count for count in sample_counts(k) if drawn < count <= drawn + n)
+        counts = (count for count in sample_counts(k)[:-1] if drawn < count <= drawn + n)
         by_count += [_add(total, log_w[:, : count - drawn].logsumexp(1)) - math.log(count) for count in counts]
         total, squares = _add(total, log_w.logsumexp(1)), _add(squares, (2 * log_w).logsumexp(1))
     assert total is not None
     assert squares is not None
+    by_count.append(total - math.log(k))
     return Weighted(torch.stack(by_count), (2 * total - squares).exp())
 
 
