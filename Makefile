@@ -15,7 +15,7 @@ test: lint  ## lint, then run the tests, two files at a time
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
 stress: $(READY)  ## fail at every write of a run, kill it at random, freeze parts of Ray: the same bits must come of it
-	.venv/bin/python -m pytest --no-cov --stress tests/test_reliability.py tests/sweeps/test_ray_liveness.py
+	.venv/bin/python -m pytest --no-cov --stress tests/test_reliability.py tests/sweeps/test_ray_liveness.py tests/sweeps/test_ray_recipe.py
 
 fuzz: $(READY)  ## 10,000 damaged inputs of each kind
 	.venv/bin/python -m pytest --no-cov --hypothesis-profile=fuzz tests/test_fuzz.py

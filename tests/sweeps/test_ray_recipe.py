@@ -26,6 +26,7 @@ SCALING = Path(__file__).parents[2] / "docs" / "scaling.md"
 ON_HEAD, ON_OTHERS, DRIVER = RECIPE.split("\n\n")
 
 
+@pytest.mark.slow
 def test_the_commands_start_a_cluster_that_asks_for_a_token(small, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as nobody:
         port = nobody.getsockname()[1]
