@@ -13,12 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from pydantic import ValidationError
 
 from identical import traces
 from vaecli.config.jobs import EvaluationSpec, Resources
-from vaecli.config.loading import dump_config
 from vaecli.data import sources, summaries
 from vaecli.errors import InterruptedRunError, LimitReachedError, ReproducibilityWarning, UsageError, VaecliError
 from vaecli.evaluation.result import Evaluation
@@ -88,16 +86,8 @@ def test_a_node_that_dies_midway_changes_nothing_but_the_time(cluster, work, sma
     assert {run.path: run.last.stat().st_mtime_ns for run in list_runs(work.runs_dir)} == before
 
 
-def test_the_driver_may_be_killed_and_started_again(cluster, small, tmp_path):
-    config = small(training={"epochs": 150}, name=None)
-    (tmp_path / "base.yaml").write_text(dump_config(config))
-    spec = {
-        "base": "base.yaml",
-        "grid": {"seed": [0, 1]},
-        "resources": {"sync_interval": 0.3},
-        "evaluation": {"k": 3, "binarised": False},
-    }
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(spec))
+def test_the_driver_may_be_killed_and_started_again(cluster, small, two_seeds, tmp_path):
+    two_seeds(small(training={"epochs": 150}, name=None))
     command = [sys.executable, "-m", "vaecli", "sweep", "s.yaml", "--engine", "ray", "--address", cluster.address]
     runs_dir = tmp_path / "runs"
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as first:

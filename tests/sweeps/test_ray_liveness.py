@@ -8,11 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 
 from identical import traces
 from vaecli.config.jobs import EvaluationSpec, Resources
-from vaecli.config.loading import dump_config
 from vaecli.runs.run import list_runs
 from vaecli.sweeps.execution import run_configs
 from vaecli.sweeps.jobs import run_jobs
@@ -142,16 +140,8 @@ main()
         pytest.param("gcs_server", signal.SIGSTOP, "the head of the Ray cluster, ", marks=pytest.mark.slow),
     ],
 )
-def test_ray_that_ends_under_a_sweep_is_one_message(small, tmp_path, victims, number, said):
-    config = small(training={"epochs": 500}, name=None)
-    (tmp_path / "base.yaml").write_text(dump_config(config))
-    spec = {
-        "base": "base.yaml",
-        "grid": {"seed": [0, 1]},
-        "resources": {"sync_interval": 0.3},
-        "evaluation": {"k": 3, "binarised": False},
-    }
-    (tmp_path / "s.yaml").write_text(yaml.safe_dump(spec))
+def test_ray_that_ends_under_a_sweep_is_one_message(small, two_seeds, tmp_path, victims, number, said):
+    two_seeds(small(training={"epochs": 500}, name=None))
     command = [sys.executable, "-c", IMPATIENT, "sweep", "s.yaml", "--engine", "ray", "--quiet"]
     with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as driver:
         while not any(run.last.is_file() for run in list_runs(tmp_path / "runs")) and driver.poll() is None:
