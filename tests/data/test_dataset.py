@@ -54,6 +54,17 @@ def test_splits_that_leave_nothing(faces, settings, what):
         _ = dataset(faces, **settings).train
 
 
+def test_training_on_the_first_images_leaves_the_others_where_they_are(faces, images):
+    few, all_of_them = dataset(faces, train=7), dataset(faces)
+    assert torch.equal(few.train.pixels, torch.from_numpy(images[:7]).flatten(1))
+    assert few.train.labels.tolist() == [0, 1, 2, 3, 4, 0, 1]
+    assert torch.equal(few.validation.pixels, all_of_them.validation.pixels)
+    assert torch.equal(few.test.pixels, all_of_them.test.pixels)
+    assert len(dataset(faces, train=45).train) == 45
+    with pytest.raises(DataError, match=r"has 45 images to train on; data\.train: 46 is more"):
+        _ = dataset(faces, train=46).train
+
+
 def test_the_mean_image_is_in_units_of_the_pixel(faces, images):
     mean = mean_image(dataset(faces).train.pixels.numpy())
     assert mean == pytest.approx(images[:45].reshape(45, -1).mean(0) / 255, abs=1e-6)

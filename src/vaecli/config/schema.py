@@ -48,6 +48,8 @@ class DataConfig(Section):
     """Binary likelihoods only: b ~ Bern(k/255) drawn anew each time, b = [k > 127], b drawn once, or k/255 itself."""
     dequantize: bool = True
     """Density likelihoods only: y = (k + u)/256 with u ~ U[0, 1) drawn anew each time, or k/255."""
+    train: int | None = Field(None, ge=1)
+    """How many of the first images of the training split are trained on; null: all that are not held out."""
     validation: int | None = Field(None, ge=0)
     """How many of the last images of the training split are held out; null: 10000 of MNIST's, a sixth of any other."""
     test: int | None = Field(None, ge=0)

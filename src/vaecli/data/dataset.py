@@ -104,8 +104,15 @@ class Dataset:
 
     @cached_property
     def train(self) -> Images:
-        """Return all training images but the held-out ones."""
-        return self._images("train", slice(0, self._n_training - self._n_validation))
+        """Return all training images but the held-out ones, or as many of the first as are asked for."""
+        available = self._n_training - self._n_validation
+        n = available if self._config.train is None else self._config.train
+        if n > available:
+            raise DataError(
+                f"{self.name}: has {available} images to train on; data.train: {n} is more; "
+                "choose fewer, or hold out fewer by data.validation"
+            )
+        return self._images("train", slice(0, n))
 
     @cached_property
     def validation(self) -> Images:
