@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from vaecli.errors import VaecliError
     from vaecli.evaluation.evaluate import evaluate
     from vaecli.evaluation.generation import encode, interpolate, manifold, reconstruct, sample
+    from vaecli.reports.explorer import explore
     from vaecli.reports.report import write_report
     from vaecli.runs.run import Run, load_run
     from vaecli.sweeps.execution import compare, run_sweep
@@ -34,6 +35,7 @@ _HOMES = {
     "compare": "sweeps.execution",
     "encode": "evaluation.generation",
     "evaluate": "evaluation.evaluate",
+    "explore": "reports.explorer",
     "interpolate": "evaluation.generation",
     "load_config": "config.loading",
     "load_run": "runs.run",
@@ -47,8 +49,8 @@ _HOMES = {
     "write_report": "reports.report",
 }
 __all__ = [
-    "Config", "Run", "VaecliError", "compare", "encode", "evaluate", "interpolate", "load_config", "load_run",
-    "load_sweep", "manifold", "reconstruct", "resume", "run_sweep", "sample", "train", "write_report",
+    "Config", "Run", "VaecliError", "compare", "encode", "evaluate", "explore", "interpolate", "load_config",
+    "load_run", "load_sweep", "manifold", "reconstruct", "resume", "run_sweep", "sample", "train", "write_report",
 ]  # fmt: skip
 
 

@@ -101,6 +101,7 @@ def test_python_m_vaecli_is_vae():
         "encode",
         "manifold",
         "interpolate",
+        "explore",
         "runs ls",
         "runs show",
         "configs ls",

@@ -40,8 +40,8 @@ def sample(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Draw new images: z from the prior, then p(x|z). Prints the file's path."""
-    _check_suffix(out, ".png", ".npy")
-    run = _find(ckpt, runs_dir)
+    check_suffix(out, ".png", ".npy")
+    run = find(ckpt, runs_dir)
     path = out or _default(run, f"sample-{'draws-' if draw else ''}seed{seed}.png")
     from vaecli.data.image_grid import grid
     from vaecli.evaluation.generation import sample as sample_run
@@ -63,8 +63,8 @@ def reconstruct(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show images above their reconstructions, the mean of p(x|z) at the posterior mean. Prints the file's path."""
-    _check_suffix(out, ".png")
-    run = _find(ckpt, runs_dir)
+    check_suffix(out, ".png")
+    run = find(ckpt, runs_dir)
     from vaecli.data.image_grid import Labels, paired_grid
     from vaecli.evaluation.generation import reconstruct as reconstruct_split
 
@@ -94,8 +94,8 @@ def encode(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Write the posterior q(z|x) of every image of a split, with its labels. Prints the file's path."""
-    _check_suffix(out, ".npz")
-    run = _find(ckpt, runs_dir)
+    check_suffix(out, ".npz")
+    run = find(ckpt, runs_dir)
     from vaecli.evaluation.generation import encode as encode_split
 
     encoding = encode_split(run, split=split, data_dir=data_dir)._asdict()
@@ -111,8 +111,8 @@ def manifold(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show a 2-dimensional latent space, cells of equal prior mass (paper, figure 4). Prints the file's path."""
-    _check_suffix(out, ".png")
-    run = _find(ckpt, runs_dir)
+    check_suffix(out, ".png")
+    run = find(ckpt, runs_dir)
     from vaecli.data.image_grid import Labels, grid
     from vaecli.evaluation.generation import latent_grid
     from vaecli.evaluation.generation import manifold as manifold_of
@@ -141,8 +141,8 @@ def interpolate(
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show the way between two images, along a line through the latent space. Prints the file's path."""
-    _check_suffix(out, ".png")
-    run = _find(ckpt, runs_dir)
+    check_suffix(out, ".png")
+    run = find(ckpt, runs_dir)
     from vaecli.data.image_grid import Labels, grid
     from vaecli.evaluation.generation import interpolate as interpolate_between
 
@@ -155,13 +155,14 @@ def interpolate(
     )
 
 
-def _find(ckpt: str, runs_dir: Path) -> "Run":
+def find(ckpt: str, runs_dir: Path) -> "Run":
+    """Find a run, by a module that is imported only now."""
     from vaecli.runs.run import find_run
 
     return find_run(ckpt, runs_dir)
 
 
-def _check_suffix(out: Path | None, *allowed: str) -> None:
+def check_suffix(out: Path | None, *allowed: str) -> None:
     """Refuse a file name before any work is done."""
     from vaecli.files import may_be_directory
 

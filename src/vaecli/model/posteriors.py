@@ -144,7 +144,7 @@ class TransformedNormal(Posterior):
 
     def _moments(self) -> tuple[Tensor, Tensor]:
         dim = self._shift.shape[-1]
-        noise = _fixed_noise(dim).to(self._shift)
+        noise = fixed_noise(dim).to(self._shift)
         y = self._transform(noise.reshape(-1, *(1,) * len(self.batch_shape), dim).expand(-1, *self._shift.shape))
         return self._shift + self._log_sigma.exp() * y.mean(0), self._log_sigma.exp() * y.std(0)
 
@@ -191,7 +191,7 @@ class Flow(nn.Module):
 
 
 @cache
-def _fixed_noise(dim: int) -> Float[Tensor, "n Z"]:
+def fixed_noise(dim: int) -> Float[Tensor, "n Z"]:
     """Return ±ε, the same every time, so that a mean that is symmetric in ε is exact."""
     half = torch.randn(PAIRS, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     return torch.cat((half, -half))

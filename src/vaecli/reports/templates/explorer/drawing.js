@@ -1,0 +1,152 @@
+/* A pad to draw on. What is drawn is encoded as it grows; its bound stands beside those of the test images. */
+import { row } from "./arrays.js";
+import { distributionChart, intervalChart, number } from "./chart.js";
+import { Random } from "./distributions.js";
+import { preprocess } from "./model.js";
+import { imageData, paint, seenSize } from "./pixels.js";
+import { centre, rasterise } from "./strokes.js";
+
+const MAX_DIMENSIONS = 24;
+
+export function showDrawing(page, state) {
+  const { model, images, latent } = page;
+  const pad = document.getElementById("pad"), size = seenSize(model.shape);
+  const box = document.getElementById("centred"), brush = document.getElementById("brush"), ink = document.getElementById("ink");
+  const random = new Random(1), noises = Array.from({ length: images.draws }, () => random.normals(model.latent_dim));
+  const dimensions = latent.dimensions.slice(0, MAX_DIMENSIONS).map(({ index, is_active }) => ({ index, isActive: is_active }));
+  let strokes = [], base = null, isDrawing = false, timer = null;
+
+  pad.width = 336;
+  pad.height = Math.round((336 * size.height) / size.width);
+  ink.parentElement.hidden = model.shape.channels !== 3;
+  box.parentElement.hidden = !images.are_digits;
+  box.checked = images.are_digits;
+  brush.value = Math.max(0.5, (1.25 * Math.min(model.shape.height, model.shape.width)) / 28);
+  brush.max = Math.max(3, Math.min(model.shape.height, model.shape.width) / 6);
+
+  function colour() {
+    const rgb = [1, 3, 5].map((at) => parseInt(ink.value.slice(at, at + 2), 16));
+    return model.shape.channels === 3 ? rgb : new Array(model.shape.channels).fill(255);
+  }
+
+  /* Return the pixels of what is drawn as the encoder gets them; null for nothing. */
+  function pixels() {
+    if (!strokes.length && !base) return null;
+    const placed = box.checked && !base ? centre(strokes, model.shape) : strokes;
+    return rasterise(placed, model.shape, base);
+  }
+
+  function update() {
+    drawPad();
+    const drawn = pixels();
+    if (!drawn) return state.set({ drawn: null, bound: null });
+    const x = preprocess(images.preprocessing, drawn), q = model.encode(x);
+    state.set({ drawn: { pixels: drawn, x, q }, z: Float32Array.from(q.mean), selected: null });
+    clearTimeout(timer); // 16 times the work of a frame: when there is time for it
+    timer = setTimeout(() => state.set({ bound: model.bound(x, noises) }), isDrawing ? 40 : 0);
+  }
+
+  function drawPad() {
+    const pen = pad.getContext("2d");
+    pen.fillStyle = "#000";
+    pen.fillRect(0, 0, pad.width, pad.height);
+    if (base) {
+      const picture = document.createElement("canvas");
+      Object.assign(picture, size);
+      picture.getContext("2d").putImageData(imageData(base, model.shape, 1 / 255), 0, 0);
+      pen.imageSmoothingEnabled = false;
+      pen.drawImage(picture, 0, 0, pad.width, pad.height);
+    }
+    pen.lineCap = pen.lineJoin = "round";
+    for (const { points, radius, css } of strokes) {
+      pen.strokeStyle = css;
+      pen.lineWidth = (2 * radius * pad.width) / size.width;
+      pen.beginPath();
+      points.forEach(([x, y], i) => pen[i ? "lineTo" : "moveTo"](x * pad.width, y * pad.height));
+      if (points.length === 1) pen.lineTo(points[0][0] * pad.width, points[0][1] * pad.height + 0.1);
+      pen.stroke();
+    }
+    document.getElementById("pad-hint").hidden = strokes.length > 0 || base !== null;
+  }
+
+  const placeOf = (event) => {
+    const { left, top, width, height } = pad.getBoundingClientRect();
+    return [(event.clientX - left) / width, (event.clientY - top) / height];
+  };
+  pad.addEventListener("pointerdown", (event) => {
+    if (event.button) return;
+    pad.setPointerCapture(event.pointerId);
+    isDrawing = true;
+    const css = model.shape.channels === 3 ? ink.value : "#fff";
+    strokes.push({ points: [placeOf(event)], radius: Number(brush.value), colour: colour(), css });
+    schedule();
+  });
+  pad.addEventListener("pointermove", (event) => {
+    if (!isDrawing) return;
+    const events = event.getCoalescedEvents?.() ?? [];
+    strokes.at(-1).points.push(...(events.length ? events : [event]).map(placeOf));
+    schedule();
+  });
+  for (const kind of ["pointerup", "pointercancel"])
+    pad.addEventListener(kind, () => {
+      if (isDrawing) schedule();
+      isDrawing = false;
+    });
+  let isScheduled = false;
+  function schedule() {
+    if (isScheduled) return;
+    isScheduled = true;
+    requestAnimationFrame(() => {
+      isScheduled = false;
+      update();
+    });
+  }
+
+  box.addEventListener("change", update);
+  document.getElementById("clear").addEventListener("click", () => {
+    [strokes, base] = [[], null];
+    update();
+  });
+  document.getElementById("undo").addEventListener("click", () => {
+    strokes.pop();
+    update();
+  });
+  document.getElementById("take").addEventListener("click", () => {
+    [strokes, base] = [[], Uint8Array.from(row(images.pixels, state.get("nearest").index))];
+    update();
+  });
+
+  showEncoded(page, state, dimensions);
+  drawPad();
+}
+
+/* Show what the encoder sees of a drawing, q(z|x), the reconstruction, and the bound. */
+function showEncoded({ model, images }, state, dimensions) {
+  const seen = document.getElementById("seen"), reconstruction = document.getElementById("reconstruction");
+  const nothing = new Float32Array(model.n_pixels);
+  state.watch(["drawn"], () => {
+    const drawn = state.get("drawn");
+    if (!drawn && state.get("bound")) state.set({ bound: null });
+    paint(seen, drawn ? drawn.x : nothing, model.shape);
+    paint(reconstruction, drawn ? model.decode(drawn.q.mean).mean() : nothing, model.shape);
+    document.getElementById("posterior").replaceChildren(intervalChart(dimensions, drawn?.q ?? null));
+  });
+  state.watch(["bound", "size"], () => {
+    const bound = state.get("bound"), elbo = bound && bound.logLikelihood - bound.kl;
+    document.getElementById("bounds").replaceChildren(
+      distributionChart("Reconstruction, E[log p(x|z)]", images.log_likelihood, bound && bound.logLikelihood),
+      distributionChart("KL(q(z|x) ‖ p(z))", images.kl, bound && bound.kl),
+      distributionChart("ELBO", images.elbo, elbo),
+    );
+    document.getElementById("verdict").textContent = bound ? verdict(bound, elbo, images) : `Bars: ${images.n} ${images.split} images.`;
+  });
+}
+
+function verdict({ logLikelihood, kl }, elbo, { elbo: others, n, split }) {
+  const lower = others.reduce((count, other) => count + (other < elbo), 0);
+  const share = lower / n;
+  const rank = lower === 0 ? `lower than that of every one of ${n} ${split} images: this model finds the drawing improbable`
+    : share < 0.05 ? `lower than that of ${(100 * (1 - share)).toFixed(1)} % of ${n} ${split} images: improbable`
+    : `higher than that of ${Math.round(100 * share)} % of ${n} ${split} images`;
+  return `ELBO ${number(elbo, 1)} = ${number(logLikelihood, 1)} − ${number(kl, 1)} nats, ${rank}.`;
+}
