@@ -256,14 +256,18 @@ def test_a_drawing_is_encoded_as_it_grows_and_a_strange_one_is_found_improbable(
             page.mouse.move(*place, steps=4)
         encoded = picture_of(page, "seen")
         page.mouse.up()
-        until(page, "explorer.state.get('bound')")
+        settle(page)
+        until(page, "explorer.state.get('bound')?.of === explorer.state.get('drawn')")
+        settle(page)
         assert sum(encoded) > 0  # while the pointer was down
-        return page.evaluate("explorer.state.get('bound')"), page.locator("#verdict").inner_text()
+        return page.evaluate(
+            "(({ logLikelihood, kl }) => logLikelihood - kl)(explorer.state.get('bound'))"
+        ), page.locator("#verdict").inner_text()
 
     bar, said_of_bar = draw((0.58, 0.02), (0.58, 0.98))
     page.locator("#brush").fill("1")
     cross, said_of_cross = draw((0.1, 0.1), (0.9, 0.9), (0.5, 0.5), (0.9, 0.1), (0.1, 0.9))
-    assert bar["logLikelihood"] - bar["kl"] > cross["logLikelihood"] - cross["kl"] + 10
+    assert bar > cross + 10
     assert "higher than" in said_of_bar
     assert "improbable" in said_of_cross
     page.click("#clear")

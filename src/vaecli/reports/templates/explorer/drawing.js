@@ -41,9 +41,10 @@ export function showDrawing(page, state) {
     const drawn = pixels();
     if (!drawn) return state.set({ drawn: null, bound: null });
     const x = preprocess(images.preprocessing, drawn), q = model.encode(x);
-    state.set({ drawn: { pixels: drawn, x, q }, z: Float32Array.from(q.mean), selected: null });
+    const of = { pixels: drawn, x, q };
+    state.set({ drawn: of, z: Float32Array.from(q.mean), selected: null });
     clearTimeout(timer); // 16 times the work of a frame: when there is time for it
-    timer = setTimeout(() => state.set({ bound: model.bound(x, noises) }), isDrawing ? 40 : 0);
+    timer = setTimeout(() => state.set({ bound: { of, ...model.bound(x, noises) } }), isDrawing ? 40 : 0);
   }
 
   function drawPad() {
