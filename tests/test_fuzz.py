@@ -24,7 +24,7 @@ from vaecli.data.sources import load_array
 from vaecli.errors import ConfigError, DataError, VaecliError
 from vaecli.runs.checkpoint import load_checkpoint
 from vaecli.training.loop import train
-from vaecli.training.state import new_state
+from vaecli.training.opening import new_state
 
 SECONDS, BYTES = 5, 2**30
 fuzzed = settings(suppress_health_check=list(HealthCheck))

@@ -3,6 +3,7 @@ from pydantic import ValidationError
 
 from vaecli.config.loading import load_config, parse_config
 from vaecli.config.schema import Config, ModelConfig
+from vaecli.config.unused import unused_settings
 from vaecli.errors import ConfigError
 
 
@@ -54,12 +55,12 @@ def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
     ],
 )
 def test_settings_that_do_not_apply_are_known(decoder, unused):
-    found = set(parse_config({"model": {"decoder": decoder}}).unused_settings)
+    found = set(unused_settings(parse_config({"model": {"decoder": decoder}})))
     assert found == unused | {"model.prior_components"}
 
 
 def test_settings_that_a_prior_leaves_without_effect_are_known():
-    unused = parse_config({"model": {"prior": "vamp"}, "data": {"dequantize": True}}).unused_settings
+    unused = unused_settings(parse_config({"model": {"prior": "vamp"}, "data": {"dequantize": True}}))
     assert "model.prior_components" not in unused
     assert unused["objective.estimator"] == "with a diagonal posterior and a vamp prior the KL has no closed form"
 
@@ -90,3 +91,29 @@ def test_pseudo_inputs_do_not_meet_statistics_of_minibatches():
     with pytest.raises(ConfigError, match=r"model.prior: must be 'standard' or 'mixture' with normalization: batch"):
         parse_config({"model": {"prior": "vamp", "normalization": "batch"}})
     assert parse_config({"model": {"prior": "vamp", "normalization": "layer"}}).model.prior == "vamp"
+
+
+def test_what_an_algorithm_leaves_without_effect_is_known():
+    unused = unused_settings(parse_config({"training": {"algorithm": "wake-sleep"}}))
+    followed = {"objective.estimator", "objective.kl_weight", "objective.kl_warmup"}
+    assert {unused[key] for key in followed} == {"wake-sleep does not follow the gradient of the ELBO"}
+    assert not followed & unused_settings(parse_config({})).keys()
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        ("objective: {name: iwae}", "with objective.name: iwae, which is a gradient of its own"),
+        ("model: {prior: vamp}", "with prior: vamp, whose parts are the encoder's"),
+        ("model: {normalization: batch}", "with normalization: batch, whose statistics"),
+    ],
+)
+def test_what_an_algorithm_does_not_go_with_is_refused_with_its_line(tmp_path, other, reason):
+    path = tmp_path / "config.yaml"
+    path.write_text(f"{other}\ntraining:\n  epochs: 2\n  algorithm: wake-sleep\n")
+    with pytest.raises(ConfigError) as raised:
+        load_config(path)
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"{path}:4: training.algorithm: must be 'aevb' {reason}")
+    assert problem.endswith(", not 'wake-sleep'")
+    assert load_config(path, ["training.algorithm=aevb"]).training.algorithm == "aevb"

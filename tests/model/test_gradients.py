@@ -7,6 +7,7 @@ from torch.func import grad, vmap
 from vaecli.config.schema import ModelConfig, ObjectiveConfig
 from vaecli.data.dataset import Batch
 from vaecli.data.image_grid import ImageShape
+from vaecli.model.algorithms import Aevb
 from vaecli.model.objectives import build_objective, draw_noise
 from vaecli.model.vae import build_vae
 from vaecli.randomness import generator
@@ -26,10 +27,10 @@ def model():
 
 def gradients(vae, batch, settings, n_samples, repeats, kl_weight=1.0):
     """Estimate the loss's gradient many times: for each parameter (repeats, size)."""
-    functional = FunctionalLoss(vae, build_objective(ObjectiveConfig(**settings)))
+    functional = FunctionalLoss(vae, Aevb(ObjectiveConfig(**settings)))
     epsilon = draw_noise(vae, batch, n_samples * repeats, generator(0, "epsilon"))
     epsilon = epsilon.unflatten(0, (repeats, n_samples))
-    of_one = grad(lambda parameters, e: functional.at(parameters, [], batch, e, kl_weight), has_aux=True)
+    of_one = grad(lambda parameters, e: functional.at(parameters, [], (*batch, e), kl_weight), has_aux=True)
     found, _ = vmap(of_one, in_dims=(None, 0))([p.detach() for p in vae.parameters()], epsilon)
     names = [name for name, _ in vae.named_parameters()]
     return {name: each.flatten(1) for name, each in zip(names, found, strict=True)}

@@ -15,10 +15,9 @@ from vaecli.model.bound import evaluate_bound
 from vaecli.runs.run import list_runs
 from vaecli.training.divergence import check_finite
 from vaecli.training.loop import resume, train
-from vaecli.training.opening import start_session
+from vaecli.training.opening import new_state, start_session
 from vaecli.training.replicates import train_replicates
 from vaecli.training.session import Controls
-from vaecli.training.state import new_state
 from vaecli.training.stopping import Limit
 
 

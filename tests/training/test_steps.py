@@ -17,8 +17,9 @@ from vaecli.training import accelerate
 from vaecli.training import state as training_state
 from vaecli.training.accelerate import CompiledStep, CudaGraphStep, VmappedStep, choose_step
 from vaecli.training.loop import resume, train
+from vaecli.training.opening import new_state
 from vaecli.training.optimizers import build_optimizer
-from vaecli.training.state import TrainingState, new_state
+from vaecli.training.state import TrainingState
 from vaecli.training.step import EagerStep, one_by_one
 from vaecli.training.stopping import Limit
 
@@ -282,10 +283,10 @@ def test_both_libraries_train_to_the_same_figures_and_go_on_to_the_same_bits(sma
 
 def test_a_run_keeps_to_the_library_it_began_with(small, tmp_path, monkeypatch):
     """What is the faster one elsewhere is another one, and its bits are others."""
-    monkeypatch.setattr("vaecli.training.state.choose_library", lambda setting, device: "onednn")
+    monkeypatch.setattr("vaecli.devices.choose_library", lambda setting, device: "onednn")
     with pytest.raises(LimitReachedError):
         train(small(), runs_dir=tmp_path, limit=Limit(images=75))
-    monkeypatch.setattr("vaecli.training.state.choose_library", lambda setting, device: "torch")
+    monkeypatch.setattr("vaecli.devices.choose_library", lambda setting, device: "torch")
     (cut,) = list_runs(tmp_path)
     assert resume(cut).checkpoint.conditions["matrix products"] == "onednn"
 
@@ -294,7 +295,7 @@ def test_a_run_whose_library_is_not_to_be_had_goes_on_with_the_other_and_says_so
     with pytest.raises(LimitReachedError):
         train(small(training={"products": "onednn"}), runs_dir=tmp_path, limit=Limit(images=75))
     monkeypatch.setattr("vaecli.training.state.has_onednn", lambda device: False)
-    monkeypatch.setattr("vaecli.training.state.choose_library", lambda setting, device: "torch")
+    monkeypatch.setattr("vaecli.devices.choose_library", lambda setting, device: "torch")
     (cut,) = list_runs(tmp_path)
     with pytest.warns(ReproducibilityWarning, match="matrix products onednn before, torch now"):
         assert resume(cut).status["state"] == "completed"
@@ -318,7 +319,7 @@ def test_what_cannot_be_compiled_goes_without_unless_it_was_asked_for(small, tmp
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(CompiledStep, "_compile", fail)
-    monkeypatch.setattr("vaecli.training.state.STEPS_TO_COMPILE_FOR", 1)
+    monkeypatch.setattr("vaecli.training.opening.STEPS_TO_COMPILE_FOR", 1)
     eager = train(small(), runs_dir=tmp_path / "eager")
     without = train(small(training={"compile": "auto"}), runs_dir=tmp_path / "without")
     assert outcome(without) == outcome(eager)
@@ -333,6 +334,6 @@ def test_a_run_keeps_to_the_steps_it_began_with(small, tmp_path, monkeypatch):
     """A run that is extended may come to be one that is worth it."""
     config = small(training={"compile": "auto"}, optimizer={"schedule": "constant"})
     run = train(config, runs_dir=tmp_path)
-    monkeypatch.setattr("vaecli.training.state.STEPS_TO_COMPILE_FOR", 1)
+    monkeypatch.setattr("vaecli.training.opening.STEPS_TO_COMPILE_FOR", 1)
     longer = config.model_copy(update={"training": config.training.model_copy(update={"epochs": 4})})
     assert resume(run, longer).checkpoint.conditions["steps"] == "eager"

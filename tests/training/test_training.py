@@ -31,8 +31,8 @@ from vaecli.randomness import generator
 from vaecli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vaecli.runs.run import EVENTS, LOCK, create_run, list_runs, load_run
 from vaecli.training.loop import resume, train
+from vaecli.training.opening import new_state
 from vaecli.training.optimizers import learning_rate
-from vaecli.training.state import new_state
 from vaecli.training.step import EagerStep
 from vaecli.training.stopping import Limit
 

@@ -101,13 +101,14 @@ def caveats(configs: "Sequence[Config]", overrides: Sequence[str]) -> list[str]:
 def _unused(configs: "Sequence[Config]", overrides: Sequence[str]) -> dict[str, list[str]]:
     """Return the settings that were written and do nothing, by the reason."""
     from vaecli.config.schema import Config
+    from vaecli.config.unused import unused_settings
 
     default = Config().model_dump()
     named = {text.partition("=")[0] for text in overrides}
     reasons: dict[str, list[str]] = {}
     for config in configs:
         written = config.model_dump()
-        for key, reason in config.unused_settings.items():
+        for key, reason in unused_settings(config).items():
             section, _, name = key.partition(".")
             if (key in named or written[section][name] != default[section][name]) and key not in reasons.get(
                 reason, []

@@ -5,7 +5,17 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from vaecli.config.data_sets import known_data
 from vaecli.config.likelihoods import LIKELIHOODS, Likelihood, Support
@@ -147,6 +157,8 @@ class OptimizerConfig(Section):
 class TrainingConfig(Section):
     """Describe how long to train, in minibatches of which size, and how steps are made faster."""
 
+    algorithm: Literal["aevb", "wake-sleep"] = "aevb"
+    """How the networks learn; wake-sleep: the decoder from images, the encoder from what the decoder makes up."""
     batch_size: int = Field(100, ge=1, le=1_000_000)
     epochs: int = Field(40, ge=1, le=10_000_000)
     """The most epochs to train."""
@@ -196,6 +208,24 @@ class Config(Section):
     def _empty_section(cls, value: object) -> object:
         """Let `model:` with nothing below it mean all its defaults."""
         return {} if value is None else value
+
+    @field_validator("training")
+    @classmethod
+    def _algorithm_fits_the_model(cls, value: TrainingConfig, info: Any) -> TrainingConfig:
+        name, objective, model = value.algorithm, info.data.get("objective"), info.data.get("model")
+        if name == "aevb" or objective is None or model is None:
+            return value
+        if objective.name != "elbo":
+            reason = f"with objective.name: {objective.name}, which is a gradient of its own"
+        elif model.prior == "vamp":
+            reason = "with prior: vamp, whose parts are the encoder's, and the encoder does not learn from log p(x, z)"
+        elif model.normalization == "batch":
+            reason = "with normalization: batch, whose statistics are those of minibatches of images alone"
+        else:
+            return value
+        error = PydanticCustomError("value_error", f"Input should be 'aevb' {reason}")
+        details = InitErrorDetails(type=error, loc=("algorithm",), input=name)
+        raise ValidationError.from_exception_data("training", [details])
 
     @model_validator(mode="after")
     def _patience_needs_validation(self) -> "Config":
@@ -249,35 +279,6 @@ class Config(Section):
         """Say what the bound is a statement about: only bounds with the same title may be compared."""
         caveat = f": {self.caveat}" if self.caveat else ""
         return f"{self.model.likelihood.support.value}, pixels {self.observed}{caveat}"
-
-    @property
-    def unused_settings(self) -> dict[str, str]:
-        """Return the keys without effect under this config, each with the reason."""
-        model, device = self.model, f"device is {self.device}"
-        support, on_cpu = model.likelihood.support, self.device in {"auto", "cpu"}
-        no_closed_form = f"with a {model.posterior} posterior and a {model.prior} prior the KL has no closed form"
-        rules = (
-            (("data.binarize",), support is not Support.BINARY, f"{model.decoder} is not a binary likelihood"),
-            (("data.dequantize",), support is not Support.UNIT_INTERVAL, f"{model.decoder} is not a density"),
-            (("model.mean",), "mean" not in model.likelihood.settings, f"{model.decoder} does not have it"),
-            (
-                ("model.min_log_sigma",),
-                "min_log_sigma" not in model.likelihood.settings,
-                f"{model.decoder} does not have it",
-            ),
-            (
-                ("model.activation", "model.normalization"),
-                model.network == "mlp" and not model.hidden_dim,
-                "there is no hidden layer",
-            ),
-            (("model.prior_components",), model.prior == "standard", "the standard prior has only one"),
-            (("objective.estimator",), model.prior != "standard" or model.posterior == "flow", no_closed_form),
-            (("objective.estimator",), self.objective.name != "elbo", f"{self.objective.name} has only one"),
-            (("training.compile",), not on_cpu and self.training.compile != "off", device),
-            (("training.products",), not on_cpu, device),
-            (("training.cuda_graph", "training.tf32"), self.device in {"cpu", "mps"}, device),
-        )
-        return {key: reason for keys, is_unused, reason in rules if is_unused for key in keys}
 
 
 def get_setting(config: Config, key: str) -> Any:

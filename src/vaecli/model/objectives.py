@@ -5,6 +5,7 @@ the loss of training is the negative mean over the minibatch.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -226,10 +227,51 @@ def loss(
     """
     estimate = objective(vae, batch, epsilon, kl_weight)
     value = -estimate.surrogate.mean()
-    return value, torch.stack((value, estimate.elbo.log_likelihood.mean(), estimate.elbo.kl.mean())).detach()
+    return value, reported(value, estimate.elbo)
+
+
+def reported(value: Float[Tensor, ""], elbo: Elbo) -> Float[Tensor, " 3"]:
+    """Return what is reported of a minibatch: the loss, the log-likelihood and the KL term."""
+    return torch.stack((value, elbo.log_likelihood.mean(), elbo.kl.mean())).detach()
 
 
 def kl_weight(config: ObjectiveConfig, step: int, steps_per_epoch: int) -> float:
     """Return the weight of the KL term at a step: kl_weight, after rising from 0 over the epochs of kl_warmup."""
     warmup = config.kl_warmup * steps_per_epoch
     return config.kl_weight * (min(1.0, step / warmup) if warmup else 1.0)
+
+
+Drawn = tuple[Tensor, ...]
+"""All that is random in a step: x as the encoder sees it and as it is scored, ε, and what else an algorithm draws."""
+
+
+@dataclass(frozen=True)
+class Streams:
+    """Hold where random numbers come from, on the images' device."""
+
+    epsilon: torch.Generator
+    """For what is latent."""
+    pixels: torch.Generator
+    """For images."""
+
+
+class Algorithm(ABC):
+    """Say how a step's gradient comes about; subclasses are final.
+
+    What is random is drawn before, by `draw`. `loss` is a function of the model and of that, so that its gradient can
+    be compiled, or taken for several models at once.
+    """
+
+    def draw(
+        self,
+        vae: VAE,  # noqa: ARG002
+        batch: Batch,  # noqa: ARG002
+        epsilon: Float[Tensor, "S M Z"],  # noqa: ARG002
+        streams: Streams,  # noqa: ARG002
+    ) -> Drawn:
+        """Draw what the loss needs beside x and ε; here nothing."""
+        return ()
+
+    @abstractmethod
+    def loss(self, vae: VAE, drawn: Drawn, kl_weight: float | Tensor) -> tuple[Float[Tensor, ""], Float[Tensor, " 3"]]:
+        """Return what is minimised, and what is reported: the loss and both terms of the ELBO, means over images."""

@@ -5,6 +5,7 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -12,9 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from vaecli.data.dataset import Batch
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError
-from vaecli.model.objectives import Objective, build_objective, draw_noise, loss
+from vaecli.model.objectives import Algorithm, Drawn
 from vaecli.model.vae import VAE
 from vaecli.stages import StageCallback, silent, wait_for
 from vaecli.training.optimizers import Optimizer
@@ -46,28 +46,27 @@ def choose_step(states: Sequence[TrainingState], on_stage: StageCallback = silen
 class FunctionalLoss(nn.Module):
     """Compute the loss as a function of the model's parameters and buffers, to be compiled or vmapped."""
 
-    def __init__(self, vae: VAE, objective: Objective) -> None:
+    def __init__(self, vae: VAE, algorithm: Algorithm) -> None:
         super().__init__()
-        self.vae, self._objective = vae, objective
+        self.vae, self._algorithm = vae, algorithm
         self._parameter_names = [name for name, _ in self.named_parameters()]
         self._buffer_names = [name for name, _ in self.named_buffers()]
 
-    def forward(self, batch: Batch, epsilon: Tensor, kl_weight: float | Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, drawn: Drawn, kl_weight: float | Tensor) -> tuple[Tensor, Tensor]:
         """Return the loss and its terms."""
-        return loss(self._objective, self.vae, batch, epsilon, kl_weight)
+        return self._algorithm.loss(self.vae, drawn, kl_weight)
 
     def at(
         self,
         parameters: Sequence[Tensor],
         buffers: Sequence[Tensor],
-        batch: Batch,
-        epsilon: Tensor,
+        drawn: Drawn,
         kl_weight: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return the loss and its terms with other tensors than the model's own."""
         tensors = dict(zip(self._parameter_names, parameters, strict=True))
         tensors |= zip(self._buffer_names, buffers, strict=True)
-        result: tuple[Tensor, Tensor] = functional_call(self, tensors, (batch, epsilon, kl_weight))
+        result: tuple[Tensor, Tensor] = functional_call(self, tensors, (drawn, kl_weight))
         return result
 
 
@@ -100,15 +99,13 @@ class CompiledStep(EagerStep):
                 self._continue_eagerly(error)
         return super().__call__(minibatch)
 
-    def differentiate(
-        self, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: float | Tensor
-    ) -> Float[Tensor, " 3"]:
+    def differentiate(self, drawn: Drawn, kl_weight: float | Tensor) -> Float[Tensor, " 3"]:
         """Leave the gradient of the loss with the parameters, and return the loss, the log-likelihood and the KL."""
-        if self._gradient is None or not self._takes(batch.input):
-            return super().differentiate(batch, epsilon, kl_weight)
+        if self._gradient is None or not self._takes(drawn[0]):
+            return super().differentiate(drawn, kl_weight)
         weight = torch.as_tensor(kl_weight)  # as a number it would be compiled in
         self.optimizer.zero_grad()  # first, so that the next gradients lie where the last ones did, in the caches
-        *gradients, terms = self._gradient(*self._weights, *self._buffers, *batch, epsilon, weight)
+        *gradients, terms = self._gradient(*self._weights, *self._buffers, *drawn, weight)
         for parameter, gradient in zip(self.optimizer.parameters, gradients, strict=True):
             parameter.grad = gradient.contiguous()  # as the parameter lies: optimisers go through memory in order
         return terms
@@ -117,25 +114,24 @@ class CompiledStep(EagerStep):
         return self.state.compiled and len(images) == self.state.batch_size
 
     def _compile(self) -> Callable[..., Sequence[Tensor]]:
-        """Return what maps parameters, buffers, a minibatch, ε and the KL weight to the gradients and the terms."""
+        """Return what maps parameters, buffers, what is drawn and the KL weight to the gradients and the terms."""
         from torch._inductor import compile as compile_graph  # noqa: PLC0415 (a second, and not every run compiles)
         from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
 
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
         state, n_weights, n_own = self.state, len(self._weights), len(self._weights) + len(self._buffers)
         vae = copy.deepcopy(state.vae)  # whose tensors are replaced meanwhile, even after a stop
-        functional = FunctionalLoss(vae, self.objective)
+        functional = FunctionalLoss(vae, state.algorithm)
 
         def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
             weights = [weight.detach().requires_grad_() for weight in tensors[:n_weights]]
-            buffers, (x, target, epsilon, kl_weight) = tensors[n_weights:n_own], tensors[n_own:]
-            value, terms = functional.at(weights, buffers, Batch(x, target), epsilon, kl_weight)
+            buffers, (*drawn, kl_weight) = tensors[n_weights:n_own], tensors[n_own:]
+            value, terms = functional.at(weights, buffers, tuple(drawn), kl_weight)
             return *torch.autograd.grad(value, weights), terms
 
-        noise = torch.Generator()  # of an example, whose values do not matter
-        batch = state.preprocess(state.images.pixels[: state.batch_size], noise)
-        epsilon = draw_noise(vae, batch, state.config.objective.L, noise)
-        example = (*self._weights, *self._buffers, *batch, epsilon, torch.ones(()))
+        of_example = {name: torch.Generator() for name in state.generators}  # its values do not matter
+        drawn = replace(state, vae=vae, generators=of_example).draw(state.images.pixels[: state.batch_size])
+        example = (*self._weights, *self._buffers, *drawn, torch.ones(()))
         # SIGINT is blocked, or a Ctrl-C would end the compiler, which is a process of its own.
         with _COMPILER, block_sigint():
             with torch.enable_grad():
@@ -204,16 +200,14 @@ class VmappedStep:
         self.states = tuple(states)
         self.optimizer = stacked.optimizer
         self._parameters, self._buffers = stacked.parameters, stacked.buffers
-        functional = FunctionalLoss(states[0].vae, build_objective(states[0].config.objective))
-        self._losses = vmap(functional.at, in_dims=(0, 0, 0, 0, None))
+        self._losses = vmap(FunctionalLoss(states[0].vae, states[0].algorithm).at, in_dims=(0, 0, 0, None))
 
     def __call__(self, *minibatches: Minibatch) -> Float[Tensor, "R 3"]:
         """Make one step of every state, each on its own minibatch."""
         _, kl_weight, learning_rate = minibatches[0]
-        drawn = [state.draw(minibatch.pixels) for state, minibatch in zip(self.states, minibatches, strict=True)]
-        batches, epsilons = zip(*drawn, strict=True)
-        batch = Batch(*(torch.stack(parts) for parts in zip(*batches, strict=True)))
-        values, terms = self._losses(self._parameters, self._buffers, batch, torch.stack(epsilons), kl_weight)
+        of_each = [state.draw(minibatch.pixels) for state, minibatch in zip(self.states, minibatches, strict=True)]
+        drawn = tuple(torch.stack(parts) for parts in zip(*of_each, strict=True))
+        values, terms = self._losses(self._parameters, self._buffers, drawn, kl_weight)
         self.optimizer.zero_grad()
         values.sum().backward()
         self.optimizer.step(learning_rate)

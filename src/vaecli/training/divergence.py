@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from vaecli.data.dataset import Batch
 from vaecli.errors import DivergedError, VaecliError
 from vaecli.model.objectives import build_objective
 from vaecli.runs.checkpoint import Checkpoint
-from vaecli.training.state import Minibatch, TrainingState, TrainingStream
+from vaecli.training.state import Minibatch, TrainingState
 
-DRAWN_FROM: tuple[TrainingStream, ...] = ("pixels", "epsilon")
-"""The streams that a step draws from."""
 MAX_IMAGES = 5
 """Images named in a message."""
 
@@ -79,14 +78,11 @@ def _examine(
     state: TrainingState, minibatch: Minibatch, make_steps: Callable[[Sequence[Minibatch]], Tensor]
 ) -> str | None:
     """Make one step, and say what in it is not finite."""
-    generators = {name: state.generators[name] for name in DRAWN_FROM}
-    before = {name: generator.get_state() for name, generator in generators.items()}
-    rows = state.rows()[0]
-    batch, epsilon = state.draw(minibatch.pixels)
+    before, rows, objective = state.capture({}), state.rows()[0], build_objective(state.config.objective)
+    x, target, epsilon, *_ = state.draw(minibatch.pixels)
     with torch.no_grad():
-        surrogate, elbo = build_objective(state.config.objective)(state.vae, batch, epsilon, minibatch.kl_weight)
-    for stream, generator in generators.items():
-        generator.set_state(before[stream])
+        surrogate, elbo = objective(state.vae, Batch(x, target), epsilon, minibatch.kl_weight)
+    state.restore(before)
     state.count([minibatch], make_steps([minibatch]))
     for name, term in {"log-likelihood": elbo.log_likelihood, "KL term": elbo.kl, "bound": surrogate}.items():
         bad = ~term.isfinite()

@@ -1,21 +1,34 @@
 """How a session of training begins: with a new run, or with one that goes on from where it was."""
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from jaxtyping import UInt8
+from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from vaecli import devices
 from vaecli.config.loading import fixed_differences
-from vaecli.config.schema import RESUMABLE, Config
-from vaecli.data.dataset import Dataset
-from vaecli.data.summaries import fingerprint
+from vaecli.config.schema import RESUMABLE, Config, TrainingConfig
+from vaecli.data.dataset import Dataset, Images, build_preprocess
+from vaecli.data.summaries import fingerprint, mean_image, sha256_of_images
 from vaecli.errors import ReproducibilityWarning, UsageError, VaecliError, command_line, in_plain_words
 from vaecli.files import may_be_file
-from vaecli.runs.checkpoint import Checkpoint
+from vaecli.model.algorithms import build_algorithm
+from vaecli.model.vae import VAE, build_meta_vae, build_vae
+from vaecli.randomness import generator
+from vaecli.runs.checkpoint import Checkpoint, Progress
 from vaecli.runs.run import Run, create_run, find_run
+from vaecli.training.optimizers import build_optimizer
 from vaecli.training.session import Controls, Session
-from vaecli.training.state import TrainingState, new_state
+from vaecli.training.state import TrainingState
+
+BYTES_PER_PARAMETER = 16
+"""float32: itself, its gradient, and two moments."""
+STEPS_TO_COMPILE_FOR = 12_000
+"""Compilation takes as long as it saves in so many steps, or in 4,000 where the same was compiled before."""
 
 
 def start_session(
@@ -124,3 +137,77 @@ def _resumable(run: Run, checkpoint: Checkpoint | None, config: Config | None) -
     if checkpoint and epochs < checkpoint.progress.epoch:
         raise UsageError(f"{run.name}: has {checkpoint.progress.epoch} epochs already; training.epochs={epochs}")
     return config
+
+
+def new_state(
+    config: Config, images: Images, device: torch.device, share: TrainingState | None = None
+) -> TrainingState:
+    """Build the state before the first step. Raises UsageError where the model is too large.
+
+    Args:
+        config: Of the run.
+        images: To train on; they go to the device.
+        device: Where to train.
+        share: A state with the same images on the same device, whose copy of them is used.
+    """
+    _check_size(config, images, device)
+    known = images.pixels.numpy(), images.origin, images.on_stage
+    mean = torch.from_numpy(mean_image(*known)) if config.model.init == "mean_image" else None
+
+    def examples(n: int) -> Tensor:
+        return images.spread(n).pixels.float() / 255
+
+    vae = build_vae(config.model, images.shape, generator(config.seed, "init"), mean, examples).to(device)
+    _check_minibatches(vae, len(images), config.training.batch_size)
+    steps = -(-len(images) // config.training.batch_size)
+    return TrainingState(
+        config=config,
+        images=share.images if share else replace(images, pixels=_placed(images.pixels, device)),
+        preprocess=build_preprocess(config.model.likelihood.support, config.data),
+        vae=vae,
+        algorithm=build_algorithm(config),
+        optimizer=build_optimizer(config.optimizer, vae.parameters()),
+        generators={
+            "permutation": generator(config.seed, "permutation"),
+            "epsilon": generator(config.seed, "epsilon", device),
+            "pixels": generator(config.seed, "pixels", device),
+        },
+        progress=Progress(),
+        permutation=None,
+        trace=torch.zeros(steps, 3, device=device),
+        data_sha256=share.data_sha256 if share else sha256_of_images(*known),
+        compiled=_is_compiled(config.training, steps, device),
+        library=devices.choose_library(config.training.products, device),
+    )
+
+
+def _is_compiled(config: TrainingConfig, steps_per_epoch: int, device: torch.device) -> bool:
+    """Decide by the amount of work and not by a measurement, since it decides the bits."""
+    pays = config.compile == "auto" and config.epochs * steps_per_epoch >= STEPS_TO_COMPILE_FOR
+    return device.type == "cpu" and (pays or config.compile == "on")
+
+
+def _check_minibatches(vae: VAE, n_images: int, size: int) -> None:
+    """Refuse minibatches of one image where a layer normalises over them. Raises UsageError."""
+    if (n_images - 1) % size == 0 and any(isinstance(layer, _BatchNorm) for layer in vae.modules()):
+        raise UsageError(
+            f"training.batch_size: of {n_images:,} images, {size} at a time, the last is alone in its minibatch, over "
+            "which model.normalization: batch cannot normalise; choose another size, or layer"
+        )
+
+
+def _placed(pixels: UInt8[Tensor, "N D"], device: torch.device) -> UInt8[Tensor, "N D"]:
+    """Put the pixels on the device, if they take no more than half of its memory; else leave them where they are."""
+    available = devices.memory(device)
+    return pixels if available is not None and 2 * pixels.numel() > available else pixels.to(device)
+
+
+def _check_size(config: Config, images: Images, device: torch.device) -> None:
+    """Refuse a model whose parameters, gradient and moments no memory here could hold, before any is taken."""
+    n = sum(parameter.numel() for parameter in build_meta_vae(config.model, images.shape).parameters())
+    needed, available = n * BYTES_PER_PARAMETER, devices.memory(device)
+    if available is not None and needed > available:
+        raise UsageError(
+            f"model: {n:,} parameters take {needed / 2**30:,.1f} GiB to train, and {available / 2**30:,.1f} is all "
+            f"that may be used here ({device}); make model.hidden_dim or model.latent_dim smaller"
+        )

@@ -8,26 +8,19 @@ from typing import Literal, NamedTuple
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from vaecli.config.schema import Config, TrainingConfig
-from vaecli.data.dataset import Batch, Images, Preprocess, build_preprocess
+from vaecli.config.schema import Config
+from vaecli.data.dataset import Images, Preprocess
 from vaecli.data.minibatches import MinibatchRows, gather
-from vaecli.data.summaries import mean_image, sha256_of_images
-from vaecli.devices import DEFAULTS, PRODUCTS, STEPS, choose_library, conditions, memory
+from vaecli.devices import DEFAULTS, PRODUCTS, STEPS, conditions
 from vaecli.errors import UsageError, VaecliError
-from vaecli.model.objectives import draw_noise, kl_weight
-from vaecli.model.vae import VAE, build_meta_vae, build_vae
+from vaecli.model.objectives import Algorithm, Drawn, Streams, draw_noise, kl_weight
+from vaecli.model.vae import VAE
 from vaecli.products import Library, has_onednn, use_library
-from vaecli.randomness import generator
 from vaecli.runs.checkpoint import Checkpoint, Progress
 from vaecli.stages import StageCallback, silent, wait_for
-from vaecli.training.optimizers import Optimizer, build_optimizer, learning_rate
+from vaecli.training.optimizers import Optimizer, learning_rate
 
-BYTES_PER_PARAMETER = 16
-"""float32: itself, its gradient, and two moments."""
-STEPS_TO_COMPILE_FOR = 12_000
-"""Compilation takes as long as it saves in so many steps, or in 4,000 where the same was compiled before."""
 STEPS_PER_LAUNCH = 25
 """Steps in a CUDA graph."""
 STEP = "step"
@@ -57,6 +50,8 @@ class TrainingState:
     preprocess: Preprocess
     """How pixels become x."""
     vae: VAE
+    algorithm: Algorithm
+    """How the parameters learn."""
     optimizer: Optimizer
     generators: dict[TrainingStream, torch.Generator]
     progress: Progress
@@ -135,10 +130,12 @@ class TrainingState:
             )
             self.generators["permutation"].set_state(stream.get_state())
 
-    def draw(self, pixels: UInt8[Tensor, "M D"]) -> tuple[Batch, Float[Tensor, "S M Z"]]:
-        """Draw what a step needs from the state's own streams: x from the pixels, and ε."""
-        batch = self.preprocess(pixels, self.generators["pixels"])
-        return batch, draw_noise(self.vae, batch, self.config.objective.L, self.generators["epsilon"])
+    def draw(self, pixels: UInt8[Tensor, "M D"]) -> Drawn:
+        """Draw what a step needs from the state's own streams: x from the pixels, ε, and what the algorithm adds."""
+        streams = Streams(self.generators["epsilon"], self.generators["pixels"])
+        batch = self.preprocess(pixels, streams.pixels)
+        epsilon = draw_noise(self.vae, batch, self.config.objective.L, streams.epsilon)
+        return *batch, epsilon, *self.algorithm.draw(self.vae, batch, epsilon, streams)
 
     def count(self, chunk: Chunk, terms: Float[Tensor, "n 3"]) -> None:
         """Count the steps of a chunk, and keep their loss, log-likelihood and KL."""
@@ -219,79 +216,6 @@ class TrainingState:
             self.vae.load_state_dict(checkpoint.model)
         except RuntimeError as error:
             raise VaecliError("the checkpoint's weights do not fit this config") from error
-
-
-def new_state(
-    config: Config, images: Images, device: torch.device, share: TrainingState | None = None
-) -> TrainingState:
-    """Build the state before the first step. Raises UsageError where the model is too large.
-
-    Args:
-        config: Of the run.
-        images: To train on; they go to the device.
-        device: Where to train.
-        share: A state with the same images on the same device, whose copy of them is used.
-    """
-    _check_size(config, images, device)
-    known = images.pixels.numpy(), images.origin, images.on_stage
-    mean = torch.from_numpy(mean_image(*known)) if config.model.init == "mean_image" else None
-
-    def examples(n: int) -> Tensor:
-        return images.spread(n).pixels.float() / 255
-
-    vae = build_vae(config.model, images.shape, generator(config.seed, "init"), mean, examples).to(device)
-    _check_minibatches(vae, len(images), config.training.batch_size)
-    steps = -(-len(images) // config.training.batch_size)
-    return TrainingState(
-        config=config,
-        images=share.images if share else replace(images, pixels=_placed(images.pixels, device)),
-        preprocess=build_preprocess(config.model.likelihood.support, config.data),
-        vae=vae,
-        optimizer=build_optimizer(config.optimizer, vae.parameters()),
-        generators={
-            "permutation": generator(config.seed, "permutation"),
-            "epsilon": generator(config.seed, "epsilon", device),
-            "pixels": generator(config.seed, "pixels", device),
-        },
-        progress=Progress(),
-        permutation=None,
-        trace=torch.zeros(steps, 3, device=device),
-        data_sha256=share.data_sha256 if share else sha256_of_images(*known),
-        compiled=_is_compiled(config.training, steps, device),
-        library=choose_library(config.training.products, device),
-    )
-
-
-def _check_minibatches(vae: VAE, n_images: int, size: int) -> None:
-    """Refuse minibatches of one image where a layer normalises over them. Raises UsageError."""
-    if (n_images - 1) % size == 0 and any(isinstance(layer, _BatchNorm) for layer in vae.modules()):
-        raise UsageError(
-            f"training.batch_size: of {n_images:,} images, {size} at a time, the last is alone in its minibatch, over "
-            "which model.normalization: batch cannot normalise; choose another size, or layer"
-        )
-
-
-def _is_compiled(config: TrainingConfig, steps_per_epoch: int, device: torch.device) -> bool:
-    """Decide by the amount of work and not by a measurement, since it decides the bits."""
-    pays = config.compile == "auto" and config.epochs * steps_per_epoch >= STEPS_TO_COMPILE_FOR
-    return device.type == "cpu" and (pays or config.compile == "on")
-
-
-def _placed(pixels: UInt8[Tensor, "N D"], device: torch.device) -> UInt8[Tensor, "N D"]:
-    """Put the pixels on the device, if they take no more than half of its memory; else leave them where they are."""
-    available = memory(device)
-    return pixels if available is not None and 2 * pixels.numel() > available else pixels.to(device)
-
-
-def _check_size(config: Config, images: Images, device: torch.device) -> None:
-    """Refuse a model whose parameters, gradient and moments no memory here could hold, before any is taken."""
-    n = sum(parameter.numel() for parameter in build_meta_vae(config.model, images.shape).parameters())
-    needed, available = n * BYTES_PER_PARAMETER, memory(device)
-    if available is not None and needed > available:
-        raise UsageError(
-            f"model: {n:,} parameters take {needed / 2**30:,.1f} GiB to train, and {available / 2**30:,.1f} is all "
-            f"that may be used here ({device}); make model.hidden_dim or model.latent_dim smaller"
-        )
 
 
 def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""One step of training, as algorithm 1 of the paper has it."""
+"""One step of training: what is random is drawn, the loss differentiated, and the parameters moved."""
 
 from collections.abc import Callable
 
@@ -6,8 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaecli.data.dataset import Batch
-from vaecli.model.objectives import build_objective, loss
+from vaecli.model.objectives import Drawn
 from vaecli.training.state import Chunk, Minibatch, TrainingState
 
 Step = Callable[..., Float[Tensor, "..."]]
@@ -16,26 +15,23 @@ the loss, the log-likelihood and the KL: means over the minibatch, left on the d
 
 
 class EagerStep:
-    """Make a step of stochastic gradient ascent on the bound (paper, algorithm 1)."""
+    """Make a step of stochastic gradient ascent (paper, algorithm 1), by whichever algorithm the config names."""
 
     def __init__(self, state: TrainingState) -> None:
         self.states = (state,)
         self.state = state
         self.optimizer = state.optimizer
-        self.objective = build_objective(state.config.objective)
 
     def __call__(self, minibatch: Minibatch) -> Float[Tensor, " 3"]:
-        """Draw x and ε, differentiate the loss, and move the parameters: nothing here waits for the device."""
-        batch, epsilon = self.state.draw(minibatch.pixels)
-        terms = self.differentiate(batch, epsilon, minibatch.kl_weight)
+        """Draw what is random, differentiate the loss, and move the parameters: nothing here waits for the device."""
+        drawn = self.state.draw(minibatch.pixels)
+        terms = self.differentiate(drawn, minibatch.kl_weight)
         self.optimizer.step(minibatch.learning_rate)
         return terms
 
-    def differentiate(
-        self, batch: Batch, epsilon: Float[Tensor, "S B Z"], kl_weight: float | Tensor
-    ) -> Float[Tensor, " 3"]:
+    def differentiate(self, drawn: Drawn, kl_weight: float | Tensor) -> Float[Tensor, " 3"]:
         """Leave the gradient of the loss with the parameters, and return the loss, the log-likelihood and the KL."""
-        value, terms = loss(self.objective, self.state.vae, batch, epsilon, kl_weight)
+        value, terms = self.state.algorithm.loss(self.state.vae, drawn, kl_weight)
         self.optimizer.zero_grad()
         value.backward()
         return terms

@@ -1,0 +1,38 @@
+"""Settings that have no effect beside others: they are noted, so that one base config serves every choice."""
+
+from vaecli.config.likelihoods import Support
+from vaecli.config.schema import Config
+
+
+def unused_settings(config: Config) -> dict[str, str]:
+    """Return the keys without effect under this config, each with the reason."""
+    model, algorithm, device = config.model, config.training.algorithm, f"device is {config.device}"
+    support, on_cpu = model.likelihood.support, config.device in {"auto", "cpu"}
+    no_closed_form = f"with a {model.posterior} posterior and a {model.prior} prior the KL has no closed form"
+    rules = (
+        (("data.binarize",), support is not Support.BINARY, f"{model.decoder} is not a binary likelihood"),
+        (("data.dequantize",), support is not Support.UNIT_INTERVAL, f"{model.decoder} is not a density"),
+        (("model.mean",), "mean" not in model.likelihood.settings, f"{model.decoder} does not have it"),
+        (
+            ("model.min_log_sigma",),
+            "min_log_sigma" not in model.likelihood.settings,
+            f"{model.decoder} does not have it",
+        ),
+        (
+            ("model.activation", "model.normalization"),
+            model.network == "mlp" and not model.hidden_dim,
+            "there is no hidden layer",
+        ),
+        (("model.prior_components",), model.prior == "standard", "the standard prior has only one"),
+        (("objective.estimator",), model.prior != "standard" or model.posterior == "flow", no_closed_form),
+        (("objective.estimator",), config.objective.name != "elbo", f"{config.objective.name} has only one"),
+        (
+            ("objective.estimator", "objective.kl_weight", "objective.kl_warmup"),
+            algorithm != "aevb",
+            f"{algorithm} does not follow the gradient of the ELBO",
+        ),
+        (("training.compile",), not on_cpu and config.training.compile != "off", device),
+        (("training.products",), not on_cpu, device),
+        (("training.cuda_graph", "training.tf32"), config.device in {"cpu", "mps"}, device),
+    )
+    return {key: reason for keys, is_unused, reason in rules if is_unused for key in keys}
