@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from vaecli import cli
+from vaecli.config.json_schema import SCHEMA_FILE, schema_text
 from vaecli.files import lock
 from vaecli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vaecli.runs.run import LOCK, list_runs, load_run
@@ -370,6 +371,31 @@ def test_runs_ls_and_show(vae, trained):
     )  # fmt: skip
 
 
+def test_validate_says_all_that_is_wrong_of_every_file(vae, tmp_path):
+    (tmp_path / "bad.yaml").write_text("model:\n  latnet_dim: 3\nseed: -1\n")
+    (tmp_path / "sizes.yaml").write_text("grid:\n  model.latent_dim: [2, 0]\n")
+    (tmp_path / "good.yaml").write_text("base: bernoulli\ngrid: {seed: [0, 1]}\n")
+    code, out, _ = vae("validate", "bernoulli", "bad.yaml", "sizes.yaml", "good.yaml")
+    assert code == 2
+    assert out.splitlines() == [
+        "bernoulli: right",
+        "bad.yaml: 2 errors",
+        "  bad.yaml:2: model.latnet_dim: unknown key; did you mean model.latent_dim?",
+        "  bad.yaml:3: seed: must be greater than or equal to 0, not -1",
+        "sizes.yaml: 1 error",
+        "  sizes.yaml: model.latent_dim=0: model.latent_dim: must be greater than or equal to 1, not 0",
+        "good.yaml: right",
+    ]
+    code, out, err = vae("validate", "good.yaml", "bernoulli", "--json")
+    assert (code, err) == (0, "")
+    assert [(found["kind"], found["right"]) for found in json.loads(out)["files"]] == [
+        ("sweep", True),
+        ("config", True),
+    ]
+    assert "relaxed, not a likelihood" in vae("validate", "tutorial")[2]
+    assert "no such config" in vae("validate", "nothing.yaml")[1]
+
+
 def test_configs(vae):
     assert "bernoulli" in vae("configs", "ls")[1]
     assert vae("configs", "cat", "tutorial")[1].startswith("# vae train --config tutorial.yaml")
@@ -378,6 +404,7 @@ def test_configs(vae):
     assert code == 2
     assert "exists already" in err
     assert vae("configs", "cat", "bernouli")[0] == 2
+    assert vae("configs", "schema")[1] == schema_text() == Path(SCHEMA_FILE).read_text()
 
 
 def test_commands_that_are_printed_can_be_copied(vae, config, faces):

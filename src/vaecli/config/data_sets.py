@@ -1,11 +1,16 @@
 """The data sets by their names in a config."""
 
 from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 EMNIST_SPLITS = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
 TORCHVISION = {"fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"} | {f"emnist-{s}": "EMNIST" for s in EMNIST_SPLITS}
 """torchvision's data sets, by our names."""
 DATA_SETS = ("mnist", *TORCHVISION)
+ARRAY = r"([^/]\.np[yz]|-ubyte(\.gz)?)$"
+"""What `is_array` tells, as a pattern for JSON Schema."""
 
 
 def is_array(name: str) -> bool:
@@ -30,3 +35,12 @@ def known_data(name: str) -> str:
             f"or one of {', '.join(map(repr, DATA_SETS))}"
         )
     return name
+
+
+def _list_data_sets(schema: dict[str, Any]) -> None:
+    """Say what a data set is: one of the names, or an array's path."""
+    del schema["type"]
+    schema["anyOf"] = [{"enum": list(DATA_SETS)}, {"type": "string", "pattern": ARRAY}]
+
+
+DataSet = Annotated[str, AfterValidator(known_data), Field(json_schema_extra=_list_data_sets)]

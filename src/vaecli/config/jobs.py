@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from vaecli.config.schema import Section
+from vaecli.config.fields import Section
 
 
 class EvaluationSpec(Section):

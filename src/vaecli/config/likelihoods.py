@@ -6,6 +6,9 @@ It needs no torch, so that a config can be checked against it at once. A new dec
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field
 
 
 class Support(StrEnum):
@@ -38,3 +41,16 @@ LIKELIHOODS: dict[str, Likelihood] = {
     "continuous-bernoulli": Likelihood("ContinuousBernoulli", Support.UNIT_INTERVAL),
     "discretized-logistic": Likelihood("DiscretizedLogistic", Support.LEVELS, ("min_log_sigma",)),
 }
+
+
+def _known_decoder(name: str) -> str:
+    if name not in LIKELIHOODS:
+        raise ValueError(f"Input should be one of {', '.join(map(repr, LIKELIHOODS))}")
+    return name
+
+
+def _list_decoders(schema: dict[str, Any]) -> None:
+    schema["enum"] = list(LIKELIHOODS)
+
+
+Decoder = Annotated[str, AfterValidator(_known_decoder), Field(json_schema_extra=_list_decoders)]

@@ -5,20 +5,12 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from vaecli.config.data_sets import known_data
-from vaecli.config.likelihoods import LIKELIHOODS, Likelihood, Support
+from vaecli.config.data_sets import DataSet
+from vaecli.config.fields import Channels, Layers, Section, Size, Switch
+from vaecli.config.likelihoods import LIKELIHOODS, Decoder, Likelihood, Support
 from vaecli.files import MAX_NAME, safe_name
 
 RESUMABLE = ("training.epochs", "training.patience", "device")
@@ -26,32 +18,14 @@ RESUMABLE = ("training.epochs", "training.patience", "device")
 DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?|mps)$"
 
 
-class Section(BaseModel):
-    """Describe a part of the config: immutable, of exact types, without unknown keys."""
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False, validate_default=True)
-
-
-def _layers(value: object) -> object:
-    """Accept one layer as a number, several as a list."""
-    return tuple(value) if isinstance(value, list) else (value,) if isinstance(value, int) else value
-
-
-def _known_decoder(name: str) -> str:
-    if name not in LIKELIHOODS:
-        raise ValueError(f"Input should be one of {', '.join(map(repr, LIKELIHOODS))}")
-    return name
-
-
 CHANNELS = 32, 64
 """Of convolutions, unless they are given."""
-Size = Annotated[int, Field(ge=1, le=65536)]
 
 
 class DataConfig(Section):
     """Describe which images are used, and how their pixels k in 0..255 become x."""
 
-    name: Annotated[str, AfterValidator(known_data)] = "mnist"
+    name: DataSet = "mnist"
     """A shipped or torchvision data set, or the path of an array: .npy, .npz (in grey or in colour), or IDX (-ubyte,
     -ubyte.gz)."""
     binarize: Literal["dynamic", "threshold", "static", "none"] = "dynamic"
@@ -69,13 +43,15 @@ class DataConfig(Section):
 class ModelConfig(Section):
     """Describe the networks of q(z|x) and p(x|z)."""
 
-    decoder: Annotated[str, AfterValidator(_known_decoder)] = "bernoulli"
+    decoder: Decoder = "bernoulli"
+    """p(x|z): which distribution the pixels have."""
     latent_dim: Size = 20
+    """Dimensions of z."""
     network: Literal["mlp", "conv"] = "mlp"
     """mlp: a perceptron; conv: convolutions below one, each of which halves the sides of a picture."""
-    hidden_dim: Annotated[tuple[Size, ...], BeforeValidator(_layers), Field(max_length=100)] = (500,)
-    """Units of each hidden layer of the encoder; the decoder mirrors it. None, []: both are linear."""
-    channels: Annotated[tuple[Size, ...], BeforeValidator(_layers), Field(min_length=1, max_length=16)] | None = None
+    hidden_dim: Layers = (500,)
+    """Units of each hidden layer of the encoder; the decoder mirrors it. []: none, and both are linear."""
+    channels: Channels | None = None
     """conv only: channels of each convolution of the encoder, mirrored by the decoder; null: 32 and 64."""
     activation: Literal["relu", "tanh", "gated"] = "relu"
     """gated: h = (Wx + b) ⊙ σ(Vx + c), twice the parameters (Dauphin et al. 2016, arXiv 1612.08083)."""
@@ -148,8 +124,11 @@ class OptimizerConfig(Section):
     """Describe how the parameters follow the gradient of the bound."""
 
     name: Literal["adam", "adagrad"] = "adam"
+    """How a gradient becomes a step."""
     learning_rate: float = Field(0.002, gt=0)
+    """At the first step."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    """How the learning rate goes on: as it is, or down to 0 at the end of the last epoch."""
     weight_decay: float = Field(0.0, ge=0)
     """Coefficient c of the penalty c/2 |θ|² on the mean loss; 1/N is MAP under a prior N(0, I) (the paper)."""
 
@@ -160,11 +139,12 @@ class TrainingConfig(Section):
     algorithm: Literal["aevb", "wake-sleep"] = "aevb"
     """How the networks learn; wake-sleep: the decoder from images, the encoder from what the decoder makes up."""
     batch_size: int = Field(100, ge=1, le=1_000_000)
+    """Images of a step."""
     epochs: int = Field(40, ge=1, le=10_000_000)
     """The most epochs to train."""
     patience: int | None = Field(None, ge=1)
     """Stop as converged after so many epochs without a better validation ELBO; null: never."""
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Switch = "auto"
     """On the CPU: compile the gradient of the bound, which takes some ten seconds and a C++ compiler. auto: where at
     least 12,000 steps are to be made, and there is a compiler."""
     products: Literal["auto", "torch", "onednn"] = "auto"
@@ -174,12 +154,6 @@ class TrainingConfig(Section):
     """On CUDA: record some steps once and replay them, in one launch each time."""
     tf32: bool = False
     """On CUDA: matrix products with factors rounded to TF32."""
-
-    @field_validator("compile", mode="before")
-    @classmethod
-    def _on_and_off(cls, value: object) -> object:
-        """Take the booleans that YAML reads `on` and `off` as."""
-        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
 
 
 def _as_folder(name: str) -> str:
@@ -196,12 +170,19 @@ class Config(Section):
     name: Annotated[str, AfterValidator(_as_folder)] | None = None
     """The folder under the runs directory; null: the config file's name."""
     data: DataConfig = DataConfig()
+    """Which images, and how their pixels k in 0..255 become x."""
     model: ModelConfig = ModelConfig()
+    """The networks of q(z|x) and p(x|z), and the prior p(z)."""
     objective: ObjectiveConfig = ObjectiveConfig()
+    """The lower bound that is maximised."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """How the parameters follow its gradient."""
     training: TrainingConfig = TrainingConfig()
+    """How long to train, in minibatches of which size, and how steps are made faster."""
     seed: int = Field(0, ge=0, le=2**63 - 1)
+    """Of every random number."""
     device: str = Field("auto", pattern=DEVICE)
+    """auto: CUDA where there is one, else the CPU."""
 
     @field_validator("data", "model", "objective", "optimizer", "training", mode="before")
     @classmethod

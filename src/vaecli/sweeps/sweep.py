@@ -15,9 +15,10 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import Field
 
+from vaecli.config.fields import Section
 from vaecli.config.jobs import OF_MANY_RUNS, EvaluationSpec, Resources
 from vaecli.config.loading import load_config, load_yaml, override
-from vaecli.config.schema import Config, Section, get_setting
+from vaecli.config.schema import Config, get_setting
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import ConfigError, VaecliError, command_line
 from vaecli.evaluation.result import Evaluation, read_evaluation, read_per_image
@@ -296,5 +297,4 @@ def _as_yaml(value: Any) -> str:
 
 def _beside(base: str, path: Path) -> str:
     """Return the path of a base beside the spec, so that it is found from any directory; else the base as it is."""
-    beside = path.parent / base
-    return str(beside) if may_be_file(beside) else base
+    return str(path.parent / base) if may_be_file(path.parent / base) else base
