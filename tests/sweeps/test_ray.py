@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import os
 import shutil
 import signal
 import socket
@@ -230,14 +231,29 @@ def test_a_slice_ends_some_seconds_after_its_first_step(monkeypatch):
 
 def test_what_killed_slices_left_on_a_node_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(ray_worker.tempfile, "tempdir", str(tmp_path))
-    left = ray_worker.node_directory() / "slice-left"
-    (left / "runs").mkdir(parents=True)
+    left, unlocked, young = (ray_worker.node_directory() / name for name in ("slice-left", "new-left", "new-young"))
+    for path in (left, unlocked, young):
+        (path / "runs").mkdir(parents=True)
+    os.utime(unlocked, (0, 0))
     with ray_worker.scratch() as one:
         assert not left.exists()
+        assert not unlocked.exists()
         with ray_worker.scratch() as other:
             assert one.is_dir()
             assert other != one
-    assert [path.name for path in ray_worker.node_directory().iterdir()] == [LOCK]
+    assert list(ray_worker.node_directory().iterdir()) == [young]
+
+
+def test_a_slice_that_is_frozen_while_it_makes_its_directory_holds_up_no_other(tmp_path, monkeypatch):
+    """It is stopped with a lock in its hand; a frozen process does not let go of it."""
+    monkeypatch.setattr(ray_worker.tempfile, "tempdir", str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", FROZEN, tmp_path], stdout=subprocess.PIPE, text=True) as frozen:
+        try:
+            assert frozen.stdout.readline() == "locked\n"
+            with ray_worker.scratch() as directory:
+                assert directory.is_dir()
+        finally:
+            frozen.kill()
 
 
 def test_images_that_a_node_does_not_have_are_brought_to_it(cluster, faces, tmp_path, monkeypatch):
@@ -300,6 +316,21 @@ def test_a_directory_that_others_can_write_is_refused(tmp_path, monkeypatch):
         ray_worker.node_directory()
 
 
+FROZEN = """
+import os, signal, sys, tempfile
+from pathlib import Path
+tempfile.tempdir = sys.argv[1]
+from vaecli.sweeps import ray_worker
+locked = ray_worker.lock
+def lock_and_freeze(path):
+    held = locked(path)
+    print("locked", flush=True)
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return held
+ray_worker.lock = lock_and_freeze
+with ray_worker.scratch():
+    pass
+"""
 SCRATCH = """
 import sys, tempfile
 tempfile.tempdir = sys.argv[1]

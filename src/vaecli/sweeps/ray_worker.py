@@ -32,6 +32,8 @@ from vaecli.sweeps.sweep import Job, JobOptions, JobResult, RunJobs
 
 SCRATCH = "slice-"
 """How the names of scratch directories begin."""
+UNLOCKED, LONGEST_UNLOCKED = "new-", 3600.0
+"""How they begin until they are locked, and after how many seconds one of these is left over."""
 Files = Mapping[str, bytes]
 """Contents by path below the run directory."""
 
@@ -143,34 +145,24 @@ def node_directory() -> Path:
 def scratch() -> Iterator[Path]:
     """Make a directory for one slice; remove those that killed processes left on this node.
 
-    A directory is made, locked and removed under one lock of the node, so that no other slice takes it for left over
-    between its making and its locking.
+    It is made and locked under a name that no other slice looks at, then renamed, so that none takes it for left over
+    between its making and its locking; and no slice waits for another, which may be frozen.
     """
-    with _node_lock() as parent:
-        for path in parent.glob(f"{SCRATCH}*"):
-            with suppress(OSError), lock(path / LOCK):
+    parent = node_directory()
+    for path in parent.glob(f"{SCRATCH}*"):
+        with suppress(OSError), lock(path / LOCK):
+            shutil.rmtree(path, ignore_errors=True)
+    for path in parent.glob(f"{UNLOCKED}*"):
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > LONGEST_UNLOCKED:
                 shutil.rmtree(path, ignore_errors=True)
-        made = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=parent))
-        held = lock(made / LOCK)
-    try:
-        yield made
-    finally:
-        with _node_lock(), held:
-            shutil.rmtree(made, ignore_errors=True)
-
-
-@contextmanager
-def _node_lock() -> Iterator[Path]:
-    """Wait for the lock that all slices of this user on this node share, and hold it."""
-    directory = node_directory()
-    while True:
+    made = Path(tempfile.mkdtemp(prefix=UNLOCKED, dir=parent))
+    with lock(made / LOCK):
+        made = made.rename(parent / made.name.replace(UNLOCKED, SCRATCH, 1))
         try:
-            held = lock(directory / LOCK)
-            break
-        except BlockingIOError:
-            time.sleep(0.01)
-    with held:
-        yield directory
+            yield made
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 @functools.cache
