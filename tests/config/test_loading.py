@@ -54,6 +54,7 @@ def test_numbers_as_people_write_them(write, written):
         ("model:\n  latent_dim: true\n", 2, "model.latent_dim", "must be a valid integer, not True"),
         ("model:\n  latent_dim: 2.5\n", 2, "model.latent_dim", "must be a valid integer, not 2.5"),
         ("model:\n  latent_dim: -1\n", 2, "model.latent_dim", "greater than or equal to 1, not -1"),
+        ("model:\n  hidden_dim: wide\n", 2, "model.hidden_dim", "must be a number, or a list of numbers, not 'wide'"),
         ("model:\n  hidden_dim: [500, 0]\n", 2, "model.hidden_dim", "greater than or equal to 1, not 0"),
         ("objective: {L: 0}\n", 1, "objective.L", "greater than or equal to 1, not 0"),
         ("training: {batch_size: 0}\n", 1, "training.batch_size", "greater than or equal to 1, not 0"),

@@ -26,11 +26,14 @@ def two_seeds(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A head without cores, and two nodes with one core each; skipped where Ray is not installed."""
+def cluster(request):
+    """A head without cores, and two nodes with one core each; skipped where Ray is not installed.
+
+    A parameter is Ray's own settings.
+    """
     ray, cluster_utils = pytest.importorskip("ray"), pytest.importorskip("ray.cluster_utils")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    head = {"num_cpus": 0, "include_dashboard": False}
+    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": getattr(request, "param", None)}
     made = cluster_utils.Cluster(initialize_head=True, head_node_args=head)
     made.add_node(num_cpus=1)
     made.add_node(num_cpus=1)

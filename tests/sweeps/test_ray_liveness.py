@@ -1,4 +1,4 @@
-"""What the Ray engine does where a worker, the head or all of Ray is frozen or ends."""
+"""What the Ray engine does where a worker, a node, the head or all of Ray is frozen or ends."""
 
 import os
 import signal
@@ -96,6 +96,36 @@ def test_a_run_whose_workers_always_freeze_is_given_up(cluster, small, tmp_path,
     monkeypatch.setattr(ray_driver, "train_slice", freeze)
     (result,) = run_impatiently([small()], JobOptions(tmp_path / "runs", evaluation=QUICK))
     assert result.error == "lost 3 times in a row: its worker was silent for 3 s"
+
+
+HASTY = {"health_check_period_ms": 1000, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
+"""With this, Ray takes a node that is frozen for dead after some ten seconds, not after a minute."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", [HASTY], indirect=True)
+def test_a_node_that_freezes_changes_nothing_but_the_time(cluster, small, tmp_path):
+    """It is one of two, with its worker, once a slice has come back; slices that are sent to it never begin."""
+    runs_dir, frozen = tmp_path / "runs", []
+    raylet = cluster.list_all_nodes()[-1].all_processes["raylet"][0].process.pid
+
+    def freeze_a_node() -> bool:
+        if not frozen and any(run.last.is_file() for run in list_runs(runs_dir)):
+            for pid in (raylet, *descendants(raylet)):
+                os.kill(pid, signal.SIGSTOP)
+                frozen.append(pid)
+        return False
+
+    configs = [small(seed=seed, training={"epochs": 60}) for seed in range(2)]
+    try:
+        results = run_impatiently(configs, JobOptions(runs_dir, evaluation=QUICK), freeze_a_node)
+    finally:
+        for pid in frozen:
+            os.kill(pid, signal.SIGKILL)
+    assert frozen
+    assert [result.error for result in results] == [None] * 2
+    here = run_configs(configs, JobOptions(tmp_path / "here", evaluation=QUICK), resources=Resources())
+    assert [traces(result.run) for result in results] == [traces(result.run) for result in here]
 
 
 def descendants(pid: int) -> list[int]:

@@ -22,7 +22,7 @@ from vaecli.config.jobs import EvaluationSpec, Resources
 from vaecli.config.loading import dump_config, load_config
 from vaecli.config.schema import Config, describe_settings, get_setting
 from vaecli.devices import prefer_gpu
-from vaecli.errors import ConfigError, UsageError, VaecliError
+from vaecli.errors import ConfigError, DataError, UsageError, VaecliError
 from vaecli.evaluation import evaluate
 from vaecli.files import lock
 from vaecli.reports.report import write_report
@@ -116,7 +116,9 @@ def test_a_sweep_runs_what_is_missing_and_writes_its_results(write, tmp_path):
     html = (out / "report.html").read_text()
     drawn = (out / "figures" / "by-model.latent_dim.svg").read_text()
     assert html.count("<svg") == html.count(drawn) == 1  # latent_dim; the seed is no axis
-    assert "| 1 | 2 |" in (out / "report.md").read_text()  # latent_dim 1, n = 2
+    report = (out / "report.md").read_text()
+    assert "| 1 | 2 |" in report  # latent_dim 1, n = 2
+    assert "| ELBO (higher is better) |" in report
 
     before = {run.path: run.last.stat().st_mtime_ns for run in list_runs(runs_dir)}
     wider = load_sweep(write(grid=GRID | {"seed": [0, 1, 2]}))
@@ -126,6 +128,16 @@ def test_a_sweep_runs_what_is_missing_and_writes_its_results(write, tmp_path):
     assert before.items() <= after.items()
     with pytest.raises(UsageError, match="holds the results of another sweep"):
         run_sweep(load_sweep(write(grid={"model.latent_dim": [7]})), out, runs_dir=runs_dir)
+
+
+def test_a_directory_is_no_sweeps_before_all_images_are_found(write, tmp_path):
+    """Who misspelled a name may name it again, without another directory."""
+    for name in (str(tmp_path / "none.npy"), str(tmp_path / "faces.npz")):
+        sweep = load_sweep(write(points=[{"data.name": name}]))
+        if name.endswith("none.npy"):
+            with pytest.raises(DataError, match=r"none\.npy: no such file"):
+                run_sweep(sweep, tmp_path / "out", runs_dir=tmp_path / "runs")
+    assert run_sweep(sweep, tmp_path / "out", runs_dir=tmp_path / "runs").results[0].error is None
 
 
 def test_a_run_is_the_same_alone_and_in_a_sweep(write, tmp_path, small):

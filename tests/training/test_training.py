@@ -37,11 +37,6 @@ from vaecli.training.step import EagerStep
 from vaecli.training.stopping import Limit
 
 
-def stop_after(steps: int):
-    count = iter(range(1, 1_000_000))
-    return lambda: next(count) >= steps
-
-
 def weights(run) -> dict[str, torch.Tensor]:
     return load_checkpoint(run.last).model
 
@@ -180,7 +175,7 @@ def test_a_run_is_resumed_as_what_it_was(small, tmp_path):
 
 def test_a_run_that_another_process_trains_is_left_alone(small, tmp_path):
     with pytest.raises(InterruptedRunError):
-        train(small(), runs_dir=tmp_path, stop=stop_after(2))
+        train(small(), runs_dir=tmp_path, limit=Limit(images=20))
     run = only_run(tmp_path)
     with lock(run.path / LOCK), pytest.raises(VaecliError, match="is being trained by another process"):
         resume(run)
@@ -224,7 +219,7 @@ def test_test_images_of_another_size_are_found_before_training(small, images, tm
 
 def test_other_data_under_the_same_name_are_refused(small, tmp_path, faces, images):
     with pytest.raises(InterruptedRunError):
-        train(small(), runs_dir=tmp_path, stop=stop_after(2))
+        train(small(), runs_dir=tmp_path, limit=Limit(images=20))
     np.savez(faces, images=255 - images)
     with pytest.raises(VaecliError, match="is not the data that the run was trained on"):
         resume(only_run(tmp_path))
@@ -325,7 +320,7 @@ def test_a_run_that_was_cut_before_its_first_checkpoint_starts_again(small, tmp_
 
 def test_other_conditions_are_said_to_change_the_bits(small, tmp_path):
     with pytest.raises(InterruptedRunError):
-        train(small(), runs_dir=tmp_path, stop=stop_after(2))
+        train(small(), runs_dir=tmp_path, limit=Limit(images=20))
     run = only_run(tmp_path)
     there = load_checkpoint(run.last)
     save_checkpoint(run.last, replace(there, conditions=there.conditions | {"torch": "2.0"}, threads=1000))
@@ -338,12 +333,12 @@ def test_other_conditions_are_said_to_change_the_bits(small, tmp_path):
 
 def test_logs_that_were_shortened_by_hand_are_not_gone_on_with(small, tmp_path):
     with pytest.raises(InterruptedRunError):
-        train(small(), runs_dir=tmp_path, stop=stop_after(7))
+        train(small(), runs_dir=tmp_path, limit=Limit(images=65))
     run = only_run(tmp_path)
     (run.path / "metrics.jsonl").write_text("")
     with pytest.raises(VaecliError, match="is shorter than when the checkpoint was written"):
         resume(run)
-    assert load_checkpoint(run.last).progress.step == 7
+    assert load_checkpoint(run.last).progress.step == 7  # an epoch is of 10, 10, 10, 10 and 5
 
 
 def test_a_model_larger_than_any_memory_is_refused_before_it_is_built(small, tmp_path):
@@ -421,7 +416,7 @@ def _train_images(config):
 def test_a_run_is_locked_before_its_checkpoint_is_read(small, tmp_path, monkeypatch):
     """Read earlier, it could be out of date: the process that held the lock may have trained on."""
     with pytest.raises(InterruptedRunError):
-        train(small(), runs_dir=tmp_path, stop=stop_after(2))
+        train(small(), runs_dir=tmp_path, limit=Limit(images=20))
     run, locked = only_run(tmp_path), []
 
     def load(path):

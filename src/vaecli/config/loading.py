@@ -252,6 +252,8 @@ def _describe(source: _Source, key: str, detail: dict[str, Any], known: list[str
     message = str(detail["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
     if detail["type"] == "model_type":
         message = "must be a section: keys on indented lines below it"
+    elif detail["type"] == "tuple_type":
+        message = "must be a number, or a list of numbers"
     given = detail.get("input")
     suffix = "" if detail["type"] == "missing" or not key else f", not {_brief(given)}"
     if detail["type"] in {"literal_error", "value_error"} and isinstance(given, str):

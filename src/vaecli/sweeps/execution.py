@@ -6,21 +6,16 @@ What is complete is not done again, and what was cut is resumed: two runs are th
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, ValidationError
+from typing import Literal
 
 from vaecli.config.jobs import OF_MANY_RUNS, EvaluationSpec, Resources
 from vaecli.config.schema import Config
 from vaecli.data.summaries import fingerprint
-from vaecli.errors import UsageError, VaecliError
-from vaecli.files import lock, write_json
-from vaecli.runs.run import LOCK
 from vaecli.stages import StageCallback, stoppable
 from vaecli.sweeps.jobs import finished_result, run_jobs
+from vaecli.sweeps.manifest import Manifest, output_directory
 from vaecli.sweeps.sweep import (
     SHARED_CORES,
     JobOptions,
@@ -104,9 +99,12 @@ def run_sweep(
         VaecliError: The directory cannot be written.
         InterruptedRunError: `stop` asked for it; the same call continues.
     """
+    on_stage = _preparation(sweep.configs, callback, stop)
+    names = dict.fromkeys(config.data.name for config in (sweep.base, *sweep.configs))
+    checksums = {name: fingerprint(name, on_stage) for name in names}  # who misspelled one may name it anew
     manifest = Manifest(
         evaluation=sweep.evaluation,
-        data_sha256=fingerprint(sweep.base.data.name, _preparation(sweep.configs, callback, stop)),
+        data_sha256=checksums[sweep.base.data.name],
         members=[json.loads(config.identity) for config in sweep.configs],
     )
     with output_directory(out, sweep.kind, manifest):
@@ -131,77 +129,6 @@ def _preparation(configs: Sequence[Config], callback: SweepCallback | None, stop
             callback(SweepUpdate(configs, (), (), None, (stage, done, total)))
 
     return stoppable(show, stop)
-
-
-class Manifest(BaseModel):
-    """Describe what an output directory holds, so that nothing is written over something else."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    evaluation: EvaluationSpec
-    data_sha256: str | None
-    members: list[dict[str, Any]]
-    """The identity of each run."""
-
-    def extends(self, other: "Manifest") -> bool:
-        """Return whether this is the same as another manifest, or has more members."""
-        same = (self.evaluation, self.data_sha256) == (other.evaluation, other.data_sha256)
-        return same and _as_text(other.members) <= _as_text(self.members)
-
-
-@contextmanager
-def output_directory(out: Path, kind: str, manifest: Manifest) -> Iterator[None]:
-    """Hold a directory for the results of a sweep, or for more of the same, and write its manifest.
-
-    Args:
-        out: The directory; it may be there if it is empty or holds the same results, or fewer.
-        kind: Names the manifest's file.
-        manifest: What the directory will hold.
-
-    Raises:
-        UsageError: The directory holds something else, or another process uses it.
-        VaecliError: It cannot be written.
-    """
-    path = out / f"{kind}.json"
-    try:
-        _check_output(out, path, manifest)  # nothing is written into a directory of something else
-        out.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as stack:
-            stack.enter_context(lock(out / LOCK))
-            _check_output(out, path, manifest)  # another process may have filled it meanwhile
-            write_json(path, manifest.model_dump(mode="json"))
-            held = stack.pop_all()
-    except BlockingIOError as error:
-        raise UsageError(f"{out}: another process is writing its results there; wait for it, or name --out") from error
-    except OSError as error:
-        raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
-    with held:
-        yield
-
-
-def _check_output(out: Path, path: Path, manifest: Manifest) -> None:
-    """Refuse a directory that holds something else than the same results, or fewer. Raises UsageError."""
-    kind = path.stem
-    if path.is_file():
-        if not manifest.extends(_read_manifest(path)):
-            raise UsageError(f"{out}: holds the results of another {kind}; name another directory with --out")
-    elif out.exists() and (not out.is_dir() or any(not p.name.startswith(".") for p in out.iterdir())):
-        raise UsageError(f"{out}: is not empty, and not a {kind}'s; name another directory with --out")
-
-
-def _read_manifest(path: Path) -> Manifest:
-    try:
-        return Manifest.model_validate_json(path.read_text())
-    except (ValidationError, ValueError, OSError) as error:
-        raise UsageError(
-            f"{path}: cannot be read, or was written by an earlier version; name another directory with --out "
-            "(runs that are complete are not trained again)"
-        ) from error
-
-
-def _as_text(members: Sequence[Any]) -> set[str]:
-    """Return the members as texts, which can be looked up: there may be very many."""
-    return {json.dumps(member, sort_keys=True) for member in members}
 
 
 class SweepTracker:

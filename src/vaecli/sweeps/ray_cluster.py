@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, Literal
 
 import ray
 from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vaecli.config.jobs import Resources
 from vaecli.errors import UsageError, VaecliError
@@ -30,6 +31,8 @@ MOST_BETWEEN_LOOKS = 2.0
 """Seconds that count between two looks at a clock."""
 SECONDS_GONE = 20.0
 """How long nobody may listen at the head's address: a head that is slow does, and Ray ends this process after 60."""
+Placement = Literal["DEFAULT"] | NodeAffinitySchedulingStrategy
+"""Where a slice goes: wherever Ray thinks best, or to one node."""
 REMEDY = "start Ray again, and the same command resumes every run from the last files it sent back"
 
 
@@ -164,6 +167,16 @@ class Cluster:
         room = self._found + max(1, self._found // 4)
         return room if self._jobs is None else min(self._jobs, room)
 
+    def place(self, n_failures: int) -> Placement:
+        """Choose where a slice goes that has failed to begin so many times: each time to another node, by name.
+
+        Ray may have asked a frozen node for a place, and asks no other on behalf of the same kind of task until it has
+        an answer, which takes minutes; a task for a named node is of a kind of its own.
+        """
+        if n_failures == 0 or not self._nodes:
+            return "DEFAULT"
+        return NodeAffinitySchedulingStrategy(self._nodes[n_failures % len(self._nodes)], soft=True)
+
     def note_loss(self) -> None:
         """Send no more slices until the cluster has answered again."""
         self._n_needed = self._n_answers + 1
@@ -199,6 +212,7 @@ class Cluster:
         nodes: list[dict[str, Any]] = ray.nodes()
         alive = [node for node in nodes if node["Alive"]]
         self._found = sum(self._on(node["Resources"]) for node in alive)
+        self._nodes = [node["NodeID"] for node in alive if self._on(node["Resources"])]
         self._has_own_node = any(node["NodeID"] == self._own_node for node in alive)
         self._n_answers += 1
 

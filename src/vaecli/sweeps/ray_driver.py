@@ -38,7 +38,7 @@ try:
 except ImportError as error:
     raise UsageError("--engine ray needs Ray; install it with: pip install 'vaecli[ray]'") from error
 
-from vaecli.sweeps.ray_cluster import Cluster, WakingClock, connected
+from vaecli.sweeps.ray_cluster import Cluster, Placement, WakingClock, connected
 from vaecli.sweeps.ray_worker import Arrays, Slice, SliceResult, pack, store, train_slice, with_signs_of_life
 
 MAX_LOSSES = 3
@@ -88,7 +88,7 @@ def run_on_cluster(
         Cluster(resources, jobs, patience) as cluster,
         _Driver(planned, run_jobs, resources, patience) as driver,
     ):
-        waiting, slices = deque(planned), _SentSlices(patience)
+        waiting, slices, never_begun = deque(planned), _SentSlices(patience), Counter[int]()
         while waiting or slices.n_under_way:
             if stop():
                 raise InterruptedRunError(
@@ -97,7 +97,7 @@ def run_on_cluster(
             cluster.check()
             for _ in range(min(len(waiting), cluster.n_slices() - slices.n_under_way)):
                 i = waiting.popleft()
-                sent = driver.send(i)
+                sent = driver.send(i, cluster.place(never_begun[i]))
                 if isinstance(sent, JobResult):
                     yield i, sent
                 else:
@@ -114,6 +114,7 @@ def run_on_cluster(
                     waiting.appendleft(i)
                 else:
                     cluster.note_loss()
+                    never_begun[i] += found is None
                     waiting.append(i)
 
 
@@ -139,7 +140,7 @@ class _Driver:
         for held in self._locks.values():
             held.close()
 
-    def send(self, i: int) -> "JobResult | ray.ObjectRefGenerator":
+    def send(self, i: int, place: Placement) -> "JobResult | ray.ObjectRefGenerator":
         """Have a node train a slice of a run; return what it sends, or the job's result where that is not possible."""
         job = self._jobs[i]
         run, options = job.run, job.options
@@ -165,7 +166,8 @@ class _Driver:
             command=tuple(sys.argv),
             arrays=self._files_of(job.config.data.name),
         )
-        return self._on_node.remote(train_slice, work, self._run_jobs, self._seconds_per_sign)
+        on_node = self._on_node.options(scheduling_strategy=place)
+        return on_node.remote(train_slice, work, self._run_jobs, self._seconds_per_sign)
 
     def note_failure(self, i: int, error: Exception) -> JobResult | None:
         """Return the result of a job that failed on a node; None if its slice was lost and is to be done again."""
@@ -270,10 +272,8 @@ class _SentSlices:
             else:
                 continue
             if not sent.is_settled:
-                sent.is_settled, sent.awaited = (
-                    True,
-                    sent.stream.completed(),
-                )  # asking the stream for its end could block
+                sent.is_settled = True
+                sent.awaited = sent.stream.completed()  # asking the stream for its end could block
                 yield sent.i, found
         self._slices = [sent for sent in self._slices if not sent.has_ended]
 
