@@ -46,17 +46,21 @@ def faces(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(faces, tmp_path_factory) -> Run:
-    path, _ = faces
+    training = {"epochs": 100, "batch_size": 50}
+    return trained(faces[0], tmp_path_factory.mktemp("runs"), 0.02, training, decoder="sigma-gaussian")
+
+
+def trained(path, runs_dir, learning_rate, training, **model) -> Run:
     config = parse_config(
         {
             "data": {"name": str(path), "validation": 0, "test": 300},
-            "model": {"decoder": "sigma-gaussian", "latent_dim": Z, "hidden_dim": [], "mean": "linear"},
-            "optimizer": {"learning_rate": 0.02},
-            "training": {"epochs": 100, "batch_size": 50, "compile": "off"},
+            "model": {"latent_dim": Z, "hidden_dim": [], "mean": "linear", **model},
+            "optimizer": {"learning_rate": learning_rate},
+            "training": {"compile": "off", **training},
             "device": "cpu",
         }
     )
-    return train(config, runs_dir=tmp_path_factory.mktemp("runs"))
+    return train(config, runs_dir=runs_dir)
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +108,23 @@ def test_nothing_is_lost_between_the_evidence_and_the_bound(run):
     assert gaps.approximation_gap == pytest.approx(0, abs=0.05)
     assert gaps.amortisation_gap == pytest.approx(0, abs=0.15)
     assert gaps.mutual_information <= math.log(100)
+
+
+def test_at_a_fixed_scale_the_dimensions_of_less_variance_collapse(faces, tmp_path):
+    """At σ = 0.25 two of the three have λ > σ²; the rate is ½ Σ log(λ/σ²) over these (Lucas et al. 2019)."""
+    path, pixels = faces
+    noise = 0.25**2
+    mean = ((pixels[:N_TRAIN].reshape(N_TRAIN, -1) + 0.5) / 256).mean(0)
+    c = covariance(pixels[:N_TRAIN], mean)
+    variances, directions = np.linalg.eigh(c)
+    alive = variances > noise
+    w = directions[:, alive]
+    maximum = log_likelihood(c, (w * (variances[alive] - noise)) @ w.T + noise * np.eye(D))
+    rate = 0.5 * np.log(variances[alive] / noise).sum()
+    assert alive.sum() == 2
+    run = trained(path, tmp_path, 0.05, {"epochs": 200, "batch_size": 100}, decoder="i-gaussian", sigma=0.25)
+    found = evaluate(run, k=1, split="train", proposal="encoder", binarised=False)
+    assert maximum - 0.05 < found.elbo < maximum + 0.02
+    assert found.kl == pytest.approx(rate, abs=0.03)
+    assert min(found.kl_per_dimension) < 0.01
+    assert found.active_units == 2

@@ -48,15 +48,27 @@ def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
 @pytest.mark.parametrize(
     ("decoder", "unused"),
     [
-        ("bernoulli", {"data.dequantize", "model.mean", "model.min_log_sigma"}),
-        ("gaussian", {"data.binarize"}),
+        ("bernoulli", {"data.dequantize", "model.mean", "model.min_log_sigma", "model.sigma"}),
+        ("gaussian", {"data.binarize", "model.sigma"}),
         ("i-gaussian", {"data.binarize", "model.min_log_sigma"}),
-        ("discretized-logistic", {"data.binarize", "data.dequantize", "model.mean"}),
+        ("discretized-logistic", {"data.binarize", "data.dequantize", "model.mean", "model.sigma"}),
     ],
 )
 def test_settings_that_do_not_apply_are_known(decoder, unused):
     found = set(unused_settings(parse_config({"model": {"decoder": decoder}})))
     assert found == unused | {"model.prior_components"}
+
+
+def test_a_given_scale_is_well_posed_and_leaves_the_floor_without_effect():
+    model = {"decoder": "sigma-gaussian", "sigma": 0.1}
+    config = parse_config({"model": model, "data": {"dequantize": False}})
+    assert unused_settings(config)["model.min_log_sigma"] == "model.sigma is 0.1"
+    assert config.caveat == "density of discrete pixels, not comparable"
+    gaussian = parse_config({"model": model | {"decoder": "gaussian"}, "data": {"dequantize": False}})
+    assert unused_settings(gaussian)["model.sigma"] == "gaussian does not have it"
+    assert gaussian.is_ill_posed
+    with pytest.raises(ConfigError, match=r"model.sigma: must be greater than 0, not 0"):
+        parse_config({"model": {"sigma": 0}})
 
 
 def test_settings_that_a_prior_leaves_without_effect_are_known():

@@ -255,6 +255,15 @@ def test_identity_covariance_is_squared_error_up_to_a_constant():
     assert likelihood.log_prob(y).item() == pytest.approx(expected.item(), abs=1e-12)
 
 
+@pytest.mark.parametrize("name", ["i-gaussian", "sigma-gaussian"])
+def test_a_given_scale_is_neither_learned_nor_floored(name):
+    model = decoder(name, sigma=0.1, min_log_sigma=-1.0)  # log 0.1 = -2.3
+    assert len(list(model.parameters())) == 4  # weights and biases of two layers
+    likelihood = model(torch.ones(1, Z, dtype=torch.float64))
+    assert likelihood.stddev.unique().tolist() == pytest.approx([0.1], rel=1e-15)
+    assert model.at_floor(likelihood) is None
+
+
 def test_a_learned_scale_stops_at_its_floor_and_says_where():
     model = decoder("gaussian", min_log_sigma=-1.0)
     output = list(model.network.children())[-1]

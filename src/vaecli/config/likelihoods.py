@@ -30,14 +30,16 @@ class Likelihood:
     support: Support
     settings: tuple[str, ...] = ()
     learns_scale: bool = False
-    """Whether a scale is learned, and so the density has no upper bound on pixels without noise."""
+    """Whether a scale is learned, unless `sigma` gives it: the density has no upper bound on pixels without noise."""
 
 
 LIKELIHOODS: dict[str, Likelihood] = {
     "bernoulli": Likelihood("Bernoulli", Support.BINARY),
     "gaussian": Likelihood("Gaussian", Support.UNIT_INTERVAL, ("mean", "min_log_sigma"), learns_scale=True),
-    "i-gaussian": Likelihood("IdentityGaussian", Support.UNIT_INTERVAL, ("mean",)),
-    "sigma-gaussian": Likelihood("SigmaGaussian", Support.UNIT_INTERVAL, ("mean", "min_log_sigma"), learns_scale=True),
+    "i-gaussian": Likelihood("IdentityGaussian", Support.UNIT_INTERVAL, ("mean", "sigma")),
+    "sigma-gaussian": Likelihood(
+        "SigmaGaussian", Support.UNIT_INTERVAL, ("mean", "min_log_sigma", "sigma"), learns_scale=True
+    ),
     "continuous-bernoulli": Likelihood("ContinuousBernoulli", Support.UNIT_INTERVAL),
     "discretized-logistic": Likelihood("DiscretizedLogistic", Support.LEVELS, ("min_log_sigma",)),
 }

@@ -61,6 +61,9 @@ class ModelConfig(Section):
     """Gaussian means: in the unit interval (the paper, appendix C.2), or anywhere (the tutorial)."""
     min_log_sigma: float | None = -7.0
     """The floor of a learned scale, as log sigma; null: none."""
+    sigma: float | None = Field(None, gt=0, le=1e6)
+    """The one scale of i-gaussian and of sigma-gaussian, in units of the 0..1 pixel; null: 1 of the first, learned by
+    the second."""
     posterior: Literal["diagonal", "full", "flow"] = "diagonal"
     """q(z|x): a Gaussian of diagonal or of full covariance, or a diagonal one transformed by a flow."""
     prior: Literal["standard", "mixture", "vamp"] = "standard"
@@ -103,6 +106,11 @@ class ModelConfig(Section):
     def likelihood(self) -> Likelihood:
         """Return the decoder's entry in `LIKELIHOODS`."""
         return LIKELIHOODS[self.decoder]
+
+    @property
+    def fixes_scale(self) -> bool:
+        """Return whether the decoder's scale is given by `sigma`."""
+        return self.sigma is not None and "sigma" in self.likelihood.settings
 
 
 class ObjectiveConfig(Section):
@@ -227,7 +235,8 @@ class Config(Section):
     @property
     def is_ill_posed(self) -> bool:
         """Return whether a learned scale meets pixels without noise, so that only its floor bounds the density."""
-        return self.model.likelihood.learns_scale and not self.data.dequantize
+        learns_scale = self.model.likelihood.learns_scale and not self.model.fixes_scale
+        return learns_scale and not self.data.dequantize
 
     @property
     def is_likelihood(self) -> bool:

@@ -12,12 +12,11 @@ def unused_settings(config: Config) -> dict[str, str]:
     rules = (
         (("data.binarize",), support is not Support.BINARY, f"{model.decoder} is not a binary likelihood"),
         (("data.dequantize",), support is not Support.UNIT_INTERVAL, f"{model.decoder} is not a density"),
-        (("model.mean",), "mean" not in model.likelihood.settings, f"{model.decoder} does not have it"),
-        (
-            ("model.min_log_sigma",),
-            "min_log_sigma" not in model.likelihood.settings,
-            f"{model.decoder} does not have it",
+        *(
+            ((f"model.{name}",), name not in model.likelihood.settings, f"{model.decoder} does not have it")
+            for name in ("mean", "min_log_sigma", "sigma")
         ),
+        (("model.min_log_sigma",), model.fixes_scale, f"model.sigma is {model.sigma}"),
         (
             ("model.activation", "model.normalization"),
             model.network == "mlp" and not model.hidden_dim,

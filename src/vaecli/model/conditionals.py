@@ -4,6 +4,7 @@ The encoder q(z|x) and every decoder p(x|z) are of this one kind. A new decoder 
 `vaecli.config.likelihoods`.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,17 +182,24 @@ class Described(Conditional):
 
 @final
 class IdentityGaussian(Conditional):
-    """Compute N(y; μ(z), I): squared error up to a factor and a constant."""
+    """Compute N(y; μ(z), σ² I) with a given scale: squared error up to a factor and a constant.
+
+    Args:
+        network: As for every `Conditional`.
+        link: As for `Gaussian`.
+        sigma: σ; None for 1.
+    """
 
     n_params: ClassVar[int] = 1
 
-    def __init__(self, network: nn.Module, link: Link = SIGMOID) -> None:
+    def __init__(self, network: nn.Module, link: Link = SIGMOID, sigma: float | None = None) -> None:
         super().__init__(network)
         self.link = link
+        self._log_sigma = 0.0 if sigma is None else math.log(sigma)
 
     def distribution(self, output: Float[Tensor, "*batch outputs"]) -> DiagonalNormal:
         """Return the distribution of y with these means, before the link."""
-        return DiagonalNormal(self.link.mean(output), output.new_zeros(()))
+        return DiagonalNormal(self.link.mean(output), output.new_full((), self._log_sigma))
 
 
 @final
@@ -202,19 +210,27 @@ class SigmaGaussian(Conditional):
         network: As for every `Conditional`.
         link: As for `Gaussian`.
         floor: As for `Gaussian`.
+        sigma: σ where it is given and not learned; it has no floor.
     """
 
     n_params: ClassVar[int] = 1
 
-    def __init__(self, network: nn.Module, link: Link = SIGMOID, floor: Floor = NO_FLOOR) -> None:
+    def __init__(
+        self, network: nn.Module, link: Link = SIGMOID, floor: Floor = NO_FLOOR, sigma: float | None = None
+    ) -> None:
         super().__init__(network)
         self.link = link
-        self.floor = floor
-        self.log_sigma = nn.Parameter(torch.zeros(()))
+        self.floor = floor if sigma is None else NO_FLOOR
+        self.sigma = sigma
+        if sigma is None:
+            self.log_sigma = nn.Parameter(torch.zeros(()))
 
     def distribution(self, output: Float[Tensor, "*batch outputs"]) -> DiagonalNormal:
         """Return the distribution of y with these means, before the link."""
-        return DiagonalNormal(self.link.mean(output), self.floor(self.log_sigma))
+        mean = self.link.mean(output)
+        if self.sigma is not None:
+            return DiagonalNormal(mean, output.new_full((), math.log(self.sigma)))
+        return DiagonalNormal(mean, self.floor(self.log_sigma))
 
     def at_floor(self, y: Distribution) -> Tensor | None:
         """Return whether the scale sits on its floor."""

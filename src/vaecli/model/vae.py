@@ -146,6 +146,7 @@ PRIORS: dict[str, Callable[[ModelConfig, ImageShape, Conditional], Prior]] = {
 SETTINGS: dict[str, tuple[str, Callable[[ModelConfig], Any]]] = {
     "mean": ("link", lambda config: LINKS[config.mean]),
     "min_log_sigma": ("floor", lambda config: Floor(config.min_log_sigma)),
+    "sigma": ("sigma", lambda config: config.sigma),
 }
 """A decoder's settings in the config: the argument that each becomes, and its value."""
 
