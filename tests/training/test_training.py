@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import vaecli
+import vaecli.model.algorithms
 import vaecli.runs.checkpoint
-import vaecli.training.state
-import vaecli.training.step
+import vaecli.training.opening
 from vaecli.config.loading import override
 from vaecli.config.schema import ObjectiveConfig, OptimizerConfig
 from vaecli.data.dataset import Batch, Dataset, build_preprocess
@@ -259,7 +259,7 @@ def test_a_diverged_run_names_the_image_that_did_it(small, tmp_path, monkeypatch
 
     config = small()
     marked = _train_images(config).pixels[17]
-    monkeypatch.setattr(vaecli.training.state, "build_preprocess", spoilt)
+    monkeypatch.setattr(vaecli.training.opening, "build_preprocess", spoilt)
     order = torch.randperm(45, generator=generator(0, "permutation")).tolist()
     step = order.index(17) // 10 + 1
     with pytest.raises(
@@ -280,7 +280,7 @@ def test_a_gradient_that_is_not_finite_is_named(small, tmp_path, monkeypatch):
 
         return maximise
 
-    monkeypatch.setattr(vaecli.training.step, "build_objective", rooted)
+    monkeypatch.setattr(vaecli.model.algorithms, "build_objective", rooted)
     with pytest.raises(
         DivergedError, match=r"at step 1 \(epoch 1\): the gradient of decoder.network.0.weight is not fin"
     ):
