@@ -463,3 +463,15 @@ def test_a_name_is_no_markup_of_a_report(write, tmp_path):
     assert "&lt;img src=x onerror=alert(1)>.npy" in markdown
     assert "a\\|b \\`c\\` [d]\\(e).npy | 0 |" in markdown
     assert ": &lt;script> # no &amp; not" in markdown
+
+
+def test_runs_are_known_that_were_recorded_before_there_was_a_setting(small, tmp_path):
+    config, options = small(training={"epochs": 1}), JobOptions(tmp_path, None, QUICK)
+    run = train(config, runs_dir=tmp_path)
+    status = json.loads((run.path / "status.json").read_text())
+    identity = json.loads(status["identity"])
+    del identity["optimizer"]["epsilon"]
+    (run.path / "status.json").write_text(json.dumps(status | {"identity": json.dumps(identity)}))
+    assert [job.run for job in plan_jobs([config], options)] == [run]
+    other = small(training={"epochs": 1}, optimizer={"epsilon": 1e-4})
+    assert [job.run for job in plan_jobs([other], options)] == [None]

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from vaecli.training.optimizers import Adagrad, Adam
+from vaecli.config.schema import OptimizerConfig
+from vaecli.training.optimizers import Adagrad, Adam, build_optimizer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]
 BOTH = [(Adam, torch.optim.Adam), (Adagrad, torch.optim.Adagrad)]
@@ -81,3 +82,14 @@ def test_what_another_optimiser_keeps_is_refused():
         Adagrad(parameters()).load_state_dict(Adam(parameters()).state_dict(), 1)
     with pytest.raises(ValueError, match="not that of Adam"):
         Adam(parameters()).load_state_dict({}, 1)
+
+
+@pytest.mark.parametrize("name", ["adam", "adagrad"])
+def test_epsilon_is_that_of_the_config_or_the_optimisers_own(name):
+    """The first step of either is α g/(|g| + ε): half of α where ε = |g|."""
+    for epsilon, share in ((0.02, 0.5), (None, 1.0)):
+        (theta,) = moved = [nn.Parameter(torch.tensor([1.0]))]
+        optimizer = build_optimizer(OptimizerConfig(name=name, epsilon=epsilon), moved)
+        theta.grad = torch.tensor([0.02])
+        optimizer.step(0.5)
+        assert theta.tolist() == pytest.approx([1 - 0.5 * share], abs=1e-6)

@@ -391,6 +391,19 @@ def test_schedules(schedule, expected):
     assert [learning_rate(config, step, 100) for step in (0, 50, 75)] == pytest.approx(expected)
 
 
+def test_the_stages_of_burda_et_al_are_each_three_times_as_long_and_slower():
+    config = OptimizerConfig(learning_rate=1e-3, schedule="burda")
+    # of 3,280 passes, those of stage i begin at (3^i - 1)/2: 0, 1, 4, 13, 40, 121, 364, 1093
+    passes = [0, 1, 4, 13, 40, 121, 364, 1093]
+    stages = [10 ** (-i / 7) * 1e-3 for i in range(8)]
+    assert [learning_rate(config, p * 3000, 3280 * 3000) for p in passes] == pytest.approx(stages)
+    ends = [p * 3000 - 1 for p in (*passes[1:], 3280)]
+    assert [learning_rate(config, end, 3280 * 3000) for end in ends] == pytest.approx(stages)
+    assert [learning_rate(config, step, 3280) for step in (0, 1, 4, 3279)] == pytest.approx(
+        [stages[i] for i in (0, 1, 2, 7)]
+    )
+
+
 def test_kl_warmup_rises_from_zero_and_stays():
     config = ObjectiveConfig(kl_weight=0.5, kl_warmup=2)
     assert [kl_weight(config, step, 10) for step in (0, 5, 10, 20, 1000)] == pytest.approx([0, 0.125, 0.25, 0.5, 0.5])

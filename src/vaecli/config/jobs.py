@@ -19,6 +19,8 @@ class EvaluationSpec(Section):
     """Only so many images, evenly spaced over the split; null: all."""
     seed: int = Field(0, ge=0)
     """Of evaluation's own random numbers."""
+    checkpoint: Literal["best", "last"] = "best"
+    """Of a run: the one with the best validation bound, where there is one; or the last, as papers take it."""
     binarised: bool = True
     """Whether the likelihood of binarised images is evaluated too."""
 

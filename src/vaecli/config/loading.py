@@ -1,58 +1,28 @@
 """Reading a config: YAML with line numbers, overrides from the command line, and all errors at once."""
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from vaecli.config.reading import Source, compose, node_value, read_source
 from vaecli.config.schema import RESUMABLE, Config, get_setting
 from vaecli.errors import ConfigError, nearest, suggest
 from vaecli.files import may_be_directory, may_be_file, safe_name
 
-MAX_BYTES = 1_000_000
-MAX_DEPTH = 20
 RENAMED = {
     "resources.seconds_per_delivery": "resources.sync_interval",
     "resources.together": "resources.replicates",
 }
 """Keys of earlier versions."""
 Model = TypeVar("Model", bound=BaseModel)
+Check = Callable[[Any], Iterable[tuple[str, str]]]
 _PACKAGE = Path(__file__).parents[1]
 _SHIPPED = (_PACKAGE / "configs", _PACKAGE.parents[1] / "configs")  # an installed wheel, a checkout
 _KEY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc,unused-ignore]
-    """Load YAML safely, and read `1e-3` as a number as YAML 1.2 does."""
-
-
-_Loader.yaml_implicit_resolvers = {k: list(v) for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-@dataclass
-class _Source:
-    """Hold values as they were written, and where each key stands."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    places: dict[str, str] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    unread: set[str] = field(default_factory=set)
-    """Keys whose value is among the problems already."""
-
-    def place(self, key: str) -> str:
-        """Return where a key or, failing that, its nearest ancestor was written."""
-        while key not in self.places and "." in key:
-            key = key.rpartition(".")[0]
-        return self.places.get(key, self.places[""])
 
 
 def load_config(source: str | Path | None = None, overrides: Sequence[str] = ()) -> Config:
@@ -66,25 +36,33 @@ def load_config(source: str | Path | None = None, overrides: Sequence[str] = ())
         ConfigError: Listing everything that is wrong, each with its place and what would be right.
     """
     path = None if source is None else find_config(source)
-    read = _Source(places={"": "config"}) if path is None else _read(path)
+    read = Source(places={"": "config"}) if path is None else read_source(path)
     if path is not None and not read.problems and "name" not in read.values:
         read.values["name"] = safe_name(path.stem) or None
     return _validate(Config, read, overrides)
 
 
-def load_yaml(path: Path, model: type[Model]) -> Model:
-    """Read a YAML file that another model than a config's describes. Raises ConfigError as `load_config` does."""
-    return _validate(model, _read(path), ())
+def load_yaml(path: Path, model: type[Model], check: Check | None = None) -> Model:
+    """Read a YAML file that another model than a config's describes. Raises ConfigError as `load_config` does.
+
+    `check` says what else is wrong with it: the keys of values, dotted and with the number of an item, and why.
+    """
+    source = read_source(path)
+    found = _validate(model, source, ())
+    problems = [f"{source.place(key)}: {key}: {why}" for key, why in (check(found) if check else ())]
+    if problems:
+        raise ConfigError(problems)
+    return found
 
 
 def override(config: Config, overrides: Sequence[str], place: str = "command line") -> Config:
     """Replace settings of a config by `KEY=VALUE` ones from some place. Raises ConfigError as `load_config` does."""
-    return _validate(Config, _Source(values=config.model_dump(), places={"": "config"}), overrides, place)
+    return _validate(Config, Source(values=config.model_dump(), places={"": "config"}), overrides, place)
 
 
 def parse_config(values: Mapping[str, Any]) -> Config:
     """Build a config from nested dictionaries, as the YAML would be. Raises ConfigError as `load_config` does."""
-    return _validate(Config, _Source(values=dict(values), places={"": "config"}), ())
+    return _validate(Config, Source(values=dict(values), places={"": "config"}), ())
 
 
 def dump_config(config: Config) -> str:
@@ -117,87 +95,7 @@ def find_config(source: str | Path) -> Path:
     raise ConfigError([f"{path}: no such config; {suggest(name, shipped)}"])
 
 
-def _read(path: Path) -> _Source:
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise ConfigError([f"{path}: cannot be read: {error.strerror}"]) from error
-    if len(content) > MAX_BYTES:
-        raise ConfigError([f"{path}: larger than {MAX_BYTES:,} bytes, which no config is"])
-    source = _Source(places={"": str(path)})
-    node = _compose(content, str(path))
-    if node is None:
-        raise ConfigError([f"{path}: is empty; `vae configs cat bernoulli` prints one to start from"])
-    if not isinstance(node, yaml.MappingNode):
-        found = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        raise ConfigError([f"{path}:1: holds {found}; a config is made of `key: value` lines"])
-    source.values = _mapping(node, "", str(path), source)
-    return source
-
-
-def _compose(content: bytes | str, place: str) -> yaml.Node | None:
-    """Return YAML's tree of nodes, without aliases and not too deep."""
-    depth = 0
-    try:
-        for event in yaml.parse(content, _Loader):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            at = 1 + (event.start_mark.line if event.start_mark else 0)
-            if isinstance(event, yaml.AliasEvent):
-                raise ConfigError([f"{place}:{at}: aliases (*{event.anchor}) are not supported"])
-            if depth > MAX_DEPTH:
-                raise ConfigError([f"{place}:{at}: nested deeper than {MAX_DEPTH} levels"])
-        return yaml.compose(content, _Loader)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        line = "" if mark is None else f":{mark.line + 1}"
-        raise ConfigError([f"{place}{line}: not valid YAML: {error.problem or error.context}"]) from error
-    except yaml.YAMLError as error:
-        raise ConfigError([f"{place}: not valid YAML: {' '.join(str(error).split())}"]) from error
-
-
-def _mapping(node: yaml.MappingNode, prefix: str, path: str, source: _Source) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for key_node, value_node in node.value:
-        line = f"{path}:{key_node.start_mark.line + 1}"
-        if not isinstance(key_node, yaml.ScalarNode):
-            source.problems.append(f"{line}: a key must be a name")
-            continue
-        key = f"{prefix}{key_node.value}"
-        if key_node.value in values:
-            source.problems.append(f"{line}: {key}: given twice, first at {source.places[key]}")
-            continue
-        source.places[key] = line
-        values[key_node.value] = _value(value_node, key, path, source)
-    return values
-
-
-def _value(node: yaml.Node, key: str, path: str, source: _Source) -> object:
-    if not node.tag.startswith("tag:yaml.org,2002:") or "python/" in node.tag:
-        source.problems.append(f"{source.place(key)}: {key}: the tag {node.tag} is not supported")
-        source.unread.add(key)
-        return None
-    try:
-        if isinstance(node, yaml.MappingNode):
-            return _mapping(node, f"{key}.", path, source)
-        if isinstance(node, yaml.SequenceNode):
-            return [_value(item, key, path, source) for item in node.value]
-        return _scalar(node)
-    except (yaml.YAMLError, ValueError) as error:
-        source.problems.append(f"{source.place(key)}: {key}: {' '.join(str(error).split())}")
-        source.unread.add(key)
-        return None
-
-
-def _scalar(node: yaml.Node) -> object:
-    loader = _Loader("")
-    try:
-        return loader.construct_object(node, deep=True)
-    finally:
-        loader.dispose()
-
-
-def _validate(model: type[Model], source: _Source, overrides: Sequence[str], place: str = "command line") -> Model:
+def _validate(model: type[Model], source: Source, overrides: Sequence[str], place: str = "command line") -> Model:
     problems, known = list(source.problems), all_keys(model)
     for text in overrides:
         problems += _apply(source, text, place)
@@ -205,7 +103,7 @@ def _validate(model: type[Model], source: _Source, overrides: Sequence[str], pla
         found = model.model_validate(source.values)
     except ValidationError as error:
         for detail in error.errors():
-            key = _key(dict(detail), known)
+            key = max(_key(dict(detail), known), _written(source, detail["loc"]), key=len)
             if key not in source.unread:
                 problems.append(_describe(source, key, dict(detail), known))
     if problems:
@@ -213,18 +111,18 @@ def _validate(model: type[Model], source: _Source, overrides: Sequence[str], pla
     return found
 
 
-def _apply(source: _Source, text: str, origin: str) -> list[str]:
+def _apply(source: Source, text: str, origin: str) -> list[str]:
     """Put one `KEY=VALUE` over the values; return what is wrong with it."""
     key, equals, written = text.partition("=")
     if not equals or not _KEY.fullmatch(key):
         return [f"{text!r}: settings have the form KEY=VALUE, for example model.latent_dim=10"]
     place = f"{origin}: {text}"
     try:
-        node = _compose(written, place)
+        node = compose(written, place)
     except ConfigError as error:
         return list(error.problems)
-    inner = _Source(places={"": place, key: place})
-    value = None if node is None else _value(node, key, place, inner)
+    inner = Source(places={"": place, key: place})
+    value = None if node is None else node_value(node, key, place, inner)
     *parents, last = key.split(".")
     target = source.values
     for parent in parents:
@@ -239,13 +137,24 @@ def _apply(source: _Source, text: str, origin: str) -> list[str]:
 
 def _key(detail: dict[str, Any], known: list[str]) -> str:
     """Return the dotted key that one of pydantic's findings is about; empty for the config as a whole."""
-    unknown, parts = detail["type"] == "extra_forbidden", {part for key in known for part in key.split(".")}
-    return ".".join(str(part) for part in detail["loc"] if unknown or part in parts)
+    whole, parts = detail["type"] in {"extra_forbidden", "missing"}, {part for key in known for part in key.split(".")}
+    return ".".join(str(part) for part in detail["loc"] if whole or part in parts)
 
 
-def _describe(source: _Source, key: str, detail: dict[str, Any], known: list[str]) -> str:
+def _written(source: Source, loc: Sequence[str | int]) -> str:
+    """Return the key of what one of pydantic's findings is about, or of what holds it, as far as it was written."""
+    key = whole = ""
+    for part in loc:  # among which there may be names of types
+        whole = f"{whole}.{part}".lstrip(".")
+        beside = f"{key}.{part}".lstrip(".")
+        key = next((known for known in (whole, beside) if known in source.places), key)
+    return key
+
+
+def _describe(source: Source, key: str, detail: dict[str, Any], known: list[str]) -> str:
     """Describe one of pydantic's findings: place, key, what is wrong, what would be right."""
-    where = f"{source.place(key)}: {key}" if key else source.place(key)
+    place = source.place(_written(source, detail["loc"]))
+    where = f"{place}: {key}" if key else place
     if detail["type"] == "extra_forbidden":
         hint = f"it is now called {RENAMED[key]}" if key in RENAMED else suggest(key, known)
         return f"{where}: unknown key; {hint}"

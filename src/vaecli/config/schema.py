@@ -135,8 +135,11 @@ class OptimizerConfig(Section):
     """How a gradient becomes a step."""
     learning_rate: float = Field(0.002, gt=0)
     """At the first step."""
-    schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    """How the learning rate goes on: as it is, or down to 0 at the end of the last epoch."""
+    schedule: Literal["constant", "linear", "cosine", "burda"] = "cosine"
+    """How the learning rate goes on: as it is; down to 0 at the end of the last epoch; or, as burda, in eight stages,
+    each three times as long as the one before and 10^(1/7) slower (Burda et al. 2015)."""
+    epsilon: float | None = Field(None, gt=0)
+    """What is added to the root in the denominator of a step; null: 1e-8 for adam, 1e-10 for adagrad."""
     weight_decay: float = Field(0.0, ge=0)
     """Coefficient c of the penalty c/2 |θ|² on the mean loss; 1/N is MAP under a prior N(0, I) (the paper)."""
 

@@ -92,7 +92,7 @@ def open_held_out(
         DataError: The images cannot be read.
         VaecliError: The checkpoint cannot be used.
     """
-    run = _evaluable(run)
+    run = _evaluable(run).at(spec.checkpoint)
     config, place = run.config, devices.resolve_device(device)
     devices.flush_subnormals()
     devices.allow_tf32(place, allowed=False)

@@ -212,7 +212,7 @@ def by_axis(found: SweepResult, key: str, axes: Sequence[str]) -> Figure:
     for chart, (support, results) in zip(charts, supports.items(), strict=True):
         for i, (labels, of_line) in enumerate(group_by(results, others).items()):
             name = ", ".join(f"{name} {value}" for name, value in zip(short_names(others), labels, strict=True))
-            _line(chart, of_line, key, COLOURS[i % len(COLOURS)], _plain(name) if others else "_")
+            _line(chart, of_line, key, COLOURS[i % len(COLOURS)], plain(name) if others else "_")
         chart.set_title(support, fontsize=11)
         chart.set(xlabel=key, ylabel=f"ELBO (nats, {found.sweep.evaluation.split})")
         _mark_values(chart, sorted({get_setting(result.config, key) for result in results}))
@@ -226,7 +226,7 @@ def has_legend(found: SweepResult, key: str, axes: Sequence[str]) -> bool:
     return all(len(group_by(results, others)) <= MAX_LINES for results in group_by_support(found.done).values())
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """Return a name as a plot can show it: printable, of one line, not too long, and no formula."""
     name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
     if len(name) > MAX_NAME:

@@ -67,7 +67,7 @@ def write_report(found: SweepResult, out: Path) -> dict[str, Any]:
         loader=jinja2.PackageLoader("vaecli.reports"), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     html.filters["p_value"] = _p_value
-    templates = {"html": html, "md": html.overlay(finalize=_as_markdown)}
+    templates = {"html": html, "md": html.overlay(finalize=as_markdown)}
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         for plot in (*content["plots"], *content["plots_across"]):
@@ -81,7 +81,7 @@ def write_report(found: SweepResult, out: Path) -> dict[str, Any]:
     return results
 
 
-def _as_markdown(value: Any) -> Any:
+def as_markdown(value: Any) -> Any:
     """Return a text that comes from elsewhere as Markdown of itself: no HTML, no link, no end of its line or cell."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value

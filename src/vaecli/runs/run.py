@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from uuid import uuid4
 
 from vaecli.config.data_sets import is_array
@@ -64,6 +64,10 @@ class Run:
             if path is not None and may_be_file(path):
                 return path
         raise VaecliError(f"{self.path}: has no checkpoint yet")
+
+    def at(self, checkpoint: Literal["best", "last"]) -> "Run":
+        """Return the run as its last checkpoint stands for it, or as it is: at its best, unless a file was named."""
+        return Run(self.path, self.last) if checkpoint == "last" and self.file is None else self
 
     @cached_property
     def checkpoint(self) -> "Checkpoint":

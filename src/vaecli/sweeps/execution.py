@@ -3,7 +3,6 @@
 What is complete is not done again, and what was cut is resumed: two runs are the same when their configs are.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -15,7 +14,7 @@ from vaecli.config.schema import Config
 from vaecli.data.summaries import fingerprint
 from vaecli.stages import StageCallback, stoppable
 from vaecli.sweeps.jobs import finished_result, run_jobs
-from vaecli.sweeps.manifest import Manifest, output_directory
+from vaecli.sweeps.manifest import manifest_of, output_directory
 from vaecli.sweeps.sweep import (
     SHARED_CORES,
     JobOptions,
@@ -102,15 +101,10 @@ def run_sweep(
     on_stage = _preparation(sweep.configs, callback, stop)
     names = dict.fromkeys(config.data.name for config in (sweep.base, *sweep.configs))
     checksums = {name: fingerprint(name, on_stage) for name in names}  # who misspelled one may name it anew
-    manifest = Manifest(
-        evaluation=sweep.evaluation,
-        data_sha256=checksums[sweep.base.data.name],
-        members=[json.loads(config.identity) for config in sweep.configs],
-    )
-    with output_directory(out, sweep.kind, manifest):
+    with output_directory(out, sweep.kind, manifest_of(sweep, checksums[sweep.base.data.name])):
         results = run_configs(
             sweep.configs,
-            JobOptions(runs_dir, data_dir, sweep.evaluation),
+            JobOptions(runs_dir, data_dir, sweep.evaluation, extend=sweep.extend),
             engine=engine,
             address=address,
             jobs=jobs,
@@ -187,7 +181,7 @@ def run_configs(
     callback: SweepCallback | None = None,
     stop: Stop = never,
 ) -> tuple[JobResult, ...]:
-    """Train and evaluate every config: in this process, in several, or on a Ray cluster.
+    """Train and evaluate every config, here or on a Ray cluster; return the results in the order of the configs.
 
     Args:
         configs: Of the runs, each different from all others.
@@ -198,9 +192,6 @@ def run_configs(
         resources: What each run may use.
         callback: As for `run_sweep`.
         stop: As for `run_sweep`.
-
-    Returns:
-        The results, in the order of the configs.
     """
     planned = dict(enumerate(plan_jobs(configs, options, _preparation(configs, callback, stop))))
     tracker = SweepTracker(configs, callback)

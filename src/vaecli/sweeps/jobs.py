@@ -4,30 +4,24 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from vaecli.config.schema import Config
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, VaecliError, in_plain_words
 from vaecli.evaluation.result import NotFiniteError, read_evaluation
 from vaecli.files import may_be_file
 from vaecli.runs.run import Run
 from vaecli.stages import silent, stoppable
-from vaecli.sweeps.sweep import Job, JobResult
+from vaecli.sweeps.sweep import Job, JobResult, checkpoint_step
 from vaecli.training.stopping import Stop, never
-
-FINISHED = frozenset({"completed", "converged"})
-"""The states of runs that are trained."""
 
 
 def finished_result(job: Job) -> JobResult | None:
     """Return the result of a run that needs nothing more; only its status is read, since there may be very many."""
-    run = job.run
-    if run is None:
+    if job.run is None or not job.is_trained:
         return None
-    status = run.status
-    if status.get("state") not in FINISHED:
-        return None
+    run = job.run.at(job.options.evaluation.checkpoint)
     try:
-        step = (status if run.checkpoint_path == run.last else status["best"])["step"]
-        path = run.evaluation_path(step, job.options.evaluation)
-        return JobResult.read(job.config, run, path) if may_be_file(path) else None
+        path = run.evaluation_path(checkpoint_step(run), job.options.evaluation)
+        return JobResult.read(job.config, job.run, path) if may_be_file(path) else None
     except (VaecliError, OSError, KeyError, TypeError, ValueError):
         return None  # whatever is damaged is reported, or mended, when the job is run
 
@@ -60,7 +54,7 @@ def _train(jobs: Sequence[Job], stop: Stop) -> tuple[dict[int, Run], dict[int, E
     from vaecli.training.replicates import train_replicates  # noqa: PLC0415
     from vaecli.training.session import Controls, Session  # noqa: PLC0415
 
-    runs = {i: job.run for i, job in enumerate(jobs) if job.run and job.run.status.get("state") in FINISHED}
+    runs = {i: job.run for i, job in enumerate(jobs) if job.run and job.is_trained}
     sessions: dict[int, Session] = {}
     failures: dict[int, Exception] = {}
     poll = _Poll(stop)
@@ -71,7 +65,9 @@ def _train(jobs: Sequence[Job], stop: Stop) -> tuple[dict[int, Run], dict[int, E
             if job.run is None:
                 sessions[i] = start_session(job.config, options.runs_dir, options.data_dir, controls, share=share)
             elif i not in runs:
-                sessions[i] = resume_session(job.run, None, options.data_dir, controls, replicates=n, share=share)
+                sessions[i] = resume_session(
+                    job.run, _as_long(job), options.data_dir, controls, replicates=n, share=share
+                )
         except Exception as error:  # noqa: BLE001 (whatever it is, it is this job's alone)
             failures[i] = in_plain_words(error, n)
     if len({session.state.progress.step for session in sessions.values()}) > 1:
@@ -79,6 +75,15 @@ def _train(jobs: Sequence[Job], stop: Stop) -> tuple[dict[int, Run], dict[int, E
         warnings.warn(message, ReproducibilityWarning, stacklevel=2)
     failures |= train_replicates(sessions, poll.ask)
     return runs | {i: session.run for i, session in sessions.items()}, failures
+
+
+def _as_long(job: Job) -> Config | None:
+    """Return the config of a run that is to have another number of epochs than before; None for as it was."""
+    assert job.run is not None
+    config, epochs = job.run.config, job.config.training.epochs
+    if config.training.epochs == epochs:
+        return None
+    return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
 
 
 class _Poll:
@@ -102,6 +107,7 @@ def _evaluate(job: Job, run: Run) -> JobResult:
 
     config, options = job.config, job.options
     try:
+        run = run.at(options.evaluation.checkpoint)
         path = run.evaluation_path(run.checkpoint.progress.step, options.evaluation)
         if not _is_whole(path):
             evaluate_spec(run, options.evaluation, device=config.device, data_dir=options.data_dir)

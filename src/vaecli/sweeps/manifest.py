@@ -12,6 +12,7 @@ from vaecli.config.jobs import EvaluationSpec
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock, write_json
 from vaecli.runs.run import LOCK
+from vaecli.sweeps.sweep import Sweep, recorded_identity
 
 
 class Manifest(BaseModel):
@@ -28,6 +29,34 @@ class Manifest(BaseModel):
         """Return whether this is the same as another manifest, or has more members."""
         same = (self.evaluation, self.data_sha256) == (other.evaluation, other.data_sha256)
         return same and _as_text(other.members) <= _as_text(self.members)
+
+
+def manifest_of(sweep: Sweep, data_sha256: str | None) -> Manifest:
+    """Return what the output directory of a sweep holds.
+
+    That of a sweep whose runs can be extended holds whatever has this base: more of its runs, and for longer.
+    """
+    if not sweep.extend:
+        members = [json.loads(config.identity) for config in sweep.configs]
+        return Manifest(evaluation=sweep.evaluation, data_sha256=data_sha256, members=members)
+    training = sweep.base.training.model_copy(update={"epochs": 1})
+    base = json.loads(sweep.base.model_copy(update={"training": training}).identity)
+    return Manifest(evaluation=EvaluationSpec(), data_sha256=data_sha256, members=[base])
+
+
+def claim_directory(out: Path, kind: str, manifest: Manifest) -> None:
+    """Write a directory's manifest if it has none, for results that another process may be adding to.
+
+    Arguments and errors as for `output_directory`.
+    """
+    path = out / f"{kind}.json"
+    try:
+        _check_output(out, path, manifest)
+        out.mkdir(parents=True, exist_ok=True)
+        if not path.is_file():
+            write_json(path, manifest.model_dump(mode="json"))
+    except OSError as error:
+        raise VaecliError(f"{out}: cannot be written: {error.strerror}") from error
 
 
 @contextmanager
@@ -82,4 +111,4 @@ def _read_manifest(path: Path) -> Manifest:
 
 def _as_text(members: Sequence[Any]) -> set[str]:
     """Return the members as texts, which can be looked up: there may be very many."""
-    return {json.dumps(member, sort_keys=True) for member in members}
+    return {recorded_identity(json.dumps(member)) for member in members}

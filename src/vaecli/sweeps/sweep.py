@@ -3,21 +3,17 @@
 A comparison of decoders is a sweep over decoder and seed.
 """
 
-import itertools
-import math
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
-from pydantic import Field
 
-from vaecli.config.fields import Section
-from vaecli.config.jobs import OF_MANY_RUNS, EvaluationSpec, Resources
-from vaecli.config.loading import load_config, load_yaml, override
+from vaecli.config.jobs import EvaluationSpec, Resources
+from vaecli.config.loading import load_config, load_yaml
 from vaecli.config.schema import Config, get_setting
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import ConfigError, VaecliError, command_line
@@ -25,26 +21,16 @@ from vaecli.evaluation.result import Evaluation, read_evaluation, read_per_image
 from vaecli.files import may_be_file, safe_name
 from vaecli.runs.run import Run, list_runs
 from vaecli.stages import StageCallback, silent
+from vaecli.sweeps.spec import Spec, as_yaml, beside, check_count, plan_configs, varied_keys
 from vaecli.training.stopping import Stop
 
+FINISHED = frozenset({"completed", "converged"})
+"""The states of runs that are trained."""
 DECODER, SEED = "model.decoder", "seed"
-MAX_RUNS = 100_000
-"""Runs of a sweep."""
+DEFAULTS: dict[str, Any] = json.loads(Config().identity)
+"""Of all settings that make two runs the same."""
 SHARED_CORES = Resources(threads=None)
 """Every run has its share of the cores."""
-
-
-class Spec(Section):
-    """Describe the YAML of a sweep."""
-
-    base: str = "bernoulli"
-    """A config, by path or name."""
-    grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default_factory=dict)
-    """Settings, each with a list of values: every combination is run."""
-    points: list[dict[str, Any]] = Field(default_factory=list)
-    """Settings of further runs, beside the grid."""
-    resources: Resources = Resources()
-    evaluation: EvaluationSpec = OF_MANY_RUNS
 
 
 @dataclass(frozen=True)
@@ -64,12 +50,14 @@ class Sweep:
     evaluation: EvaluationSpec
     spec: Spec | None = None
     """The YAML, if there is one."""
+    extend: bool = False
+    """Whether runs of a constant step size are continued that differ in nothing but having fewer epochs."""
 
     def command(self, result: "JobResult") -> str:
         """Return the command line that does a run again, or resumes it."""
         if result.run is not None and may_be_file(result.run.last):
             return command_line("vae", "train", "--resume", result.run.path)
-        settings = [f"{key}={_as_yaml(get_setting(result.config, key))}" for key in self.keys]
+        settings = [f"{key}={as_yaml(get_setting(result.config, key))}" for key in self.keys]
         return command_line("vae", "train", "--config", self.base_source, *settings)
 
 
@@ -78,30 +66,16 @@ def load_sweep(path: Path) -> Sweep:
     spec = load_yaml(path, Spec)
     if not spec.grid and not spec.points:
         raise ConfigError([f"{path}: names no runs; give it a grid or points"])
-    _check_count(str(path), math.prod(map(len, spec.grid.values())) * bool(spec.grid) + len(spec.points))
     name = safe_name(path.stem) or "sweep"
-    base_source = _beside(spec.base, path)
+    base_source = beside(spec.base, path)
     base = load_config(base_source)
-    configs: dict[str, Config] = {}
-    problems: dict[str, None] = {}
-    for point in _points(spec):
-        overrides = [f"{key}={_as_yaml(value)}" for key, value in point.items()]
-        try:
-            config = override(base, overrides, str(path))
-        except ConfigError as error:
-            problems |= dict.fromkeys(error.problems)
-        else:
-            config = config.model_copy(update={"name": name})
-            configs.setdefault(config.identity, config)
-    if problems:
-        raise ConfigError(list(problems))
     return Sweep(
         kind="sweep",
         name=name,
         base=base,
         base_source=base_source,
-        keys=tuple(dict.fromkeys(itertools.chain(spec.grid, *spec.points))),
-        configs=tuple(configs.values()),
+        keys=varied_keys(spec),
+        configs=plan_configs(spec, base, str(path), name),
         resources=spec.resources,
         evaluation=spec.evaluation,
         spec=spec,
@@ -118,7 +92,7 @@ def comparison(base: Config, decoders: Sequence[str], n_seeds: int, evaluation: 
         evaluation: How each run is evaluated.
     """
     name = base.name or "comparison"
-    _check_count(name, n_seeds * len(decoders))
+    check_count(name, n_seeds * len(decoders))
     seeds = range(base.seed, base.seed + n_seeds)
     configs = [_with_decoder(base, decoder, seed, name) for seed in seeds for decoder in decoders]
     source = base.name or "bernoulli"
@@ -137,6 +111,15 @@ class JobOptions:
     runs_dir: Path
     data_dir: Path | None = None
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
+    extend: bool = False
+    """As of a `Sweep`."""
+
+
+def checkpoint_step(run: Run) -> int:
+    """Return at which step a run's checkpoint was taken, by its status. Raises KeyError or TypeError."""
+    status = run.status
+    step: int = (status if run.checkpoint_path == run.last else status["best"])["step"]
+    return step
 
 
 @dataclass(frozen=True)
@@ -148,22 +131,38 @@ class Job:
     """The run, if it was begun before."""
     options: JobOptions
 
+    @property
+    def is_trained(self) -> bool:
+        """Return whether the run has come to its end, or to as many epochs as were asked for."""
+        if self.run is None:
+            return False
+        status, epochs = self.run.status, self.config.training.epochs
+        if self.options.extend and status.get("epoch", 0) >= epochs:
+            return True
+        return status.get("state") in FINISHED and status.get("epochs", epochs) == epochs
+
 
 def plan_jobs(configs: Sequence[Config], options: JobOptions, on_stage: StageCallback = silent) -> list[Job]:
     """Return a job for each config, with the run that was begun before, if any. Raises DataError."""
-    names = {config.data.name for config in configs}
-    known = {name: known_runs(options.runs_dir, fingerprint(name, on_stage)) for name in names}
-    return [Job(config, known[config.data.name].get(config.identity), options) for config in configs]
+    names, extend = {config.data.name for config in configs}, options.extend
+    known = {name: known_runs(options.runs_dir, fingerprint(name, on_stage), extend=extend) for name in names}
+    return [Job(c, known[c.data.name].get(_identity(c, extend=extend)), options) for c in configs]
 
 
-def known_runs(runs_dir: Path, data_sha256: str | None) -> dict[str, Run]:
-    """Return the runs of these images by identity; of several with the same, the one that has come furthest."""
+def known_runs(runs_dir: Path, data_sha256: str | None, *, extend: bool = False) -> dict[str, Run]:
+    """Return the runs of these images by identity; of several with the same, the one that has come furthest.
+
+    Args:
+        runs_dir: Where they are.
+        data_sha256: Of the images' file, if there is one.
+        extend: Whether runs that can be extended are the same if they differ in nothing but their epochs.
+    """
     known: dict[str, Run] = {}
     epochs: dict[str, int] = {}
     for run in list_runs(runs_dir):
         status = run.status
         try:
-            key = status.get("identity") or run.config.identity
+            key = recorded_identity(status.get("identity") or run.config.identity, extend=extend)
         except VaecliError:
             continue
         environment = run.environment
@@ -172,6 +171,21 @@ def known_runs(runs_dir: Path, data_sha256: str | None) -> dict[str, Run]:
         if key not in known or status.get("epoch", 0) > epochs[key]:
             known[key], epochs[key] = run, status.get("epoch", 0)
     return known
+
+
+def _identity(config: Config, *, extend: bool) -> str:
+    """Return what makes two runs the same run; the number of epochs is no part of it where that can be extended."""
+    return recorded_identity(config.identity, extend=extend) if extend else config.identity
+
+
+def recorded_identity(recorded: str, *, extend: bool = False) -> str:
+    """Return the identity of a run from what was recorded of it: settings that came later have their defaults."""
+    values = json.loads(recorded)
+    for key, default in DEFAULTS.items():
+        values[key] = default | values.get(key, {}) if isinstance(default, dict) else values.get(key, default)
+    if extend and values["optimizer"]["schedule"] == "constant":
+        del values["training"]["epochs"]
+    return json.dumps(values, sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -277,24 +291,3 @@ def metrics(results: Sequence[JobResult], name: str) -> list[float]:
     """Return a metric over runs; nothing where one of them has none."""
     values = [result.metric(name) for result in results]
     return [] if None in values else [value for value in values if value is not None]
-
-
-def _check_count(where: str, n_runs: int) -> None:
-    """Refuse more runs than can be planned, before any is made. Raises ConfigError."""
-    if n_runs > MAX_RUNS:
-        raise ConfigError([f"{where}: names {n_runs:,} runs, and {MAX_RUNS:,} is the most; split it, or vary less"])
-
-
-def _points(spec: Spec) -> Sequence[Mapping[str, Any]]:
-    combinations = itertools.product(*spec.grid.values()) if spec.grid else ()
-    return [*(dict(zip(spec.grid, values, strict=True)) for values in combinations), *spec.points]
-
-
-def _as_yaml(value: Any) -> str:
-    text: str = yaml.safe_dump(value, default_flow_style=True, width=10**9)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _beside(base: str, path: Path) -> str:
-    """Return the path of a base beside the spec, so that it is found from any directory; else the base as it is."""
-    return str(path.parent / base) if may_be_file(path.parent / base) else base

@@ -6,7 +6,7 @@ there: at its first use it imports torch's compiler, a second of a run's start, 
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import ClassVar, final
 
 import torch
@@ -24,14 +24,19 @@ class Optimizer(ABC):
     Args:
         parameters: All on one device; their moments start at zero.
         weight_decay: λ; λθ is added to the gradient of each θ.
+        epsilon: ε; None for the optimiser's own.
     """
 
     moment_names: ClassVar[tuple[str, ...]]
     """The names of each parameter's moments."""
+    default_epsilon: ClassVar[float]
 
-    def __init__(self, parameters: Iterable[nn.Parameter], weight_decay: float = 0.0) -> None:
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], weight_decay: float = 0.0, epsilon: float | None = None
+    ) -> None:
         self.parameters: list[Tensor] = list(parameters)
         self.weight_decay = weight_decay
+        self.epsilon = self.default_epsilon if epsilon is None else epsilon
         self.n_steps = torch.zeros((), device=self.parameters[0].device)
         """Steps made so far; on the device, so that a step can be recorded there."""
         self.moments = {
@@ -94,6 +99,7 @@ class Adam(Optimizer):
     """Step θ ← θ - α m̂/(√v̂ + ε), by running means m of the gradient and v of its square (Kingma & Ba 2014)."""
 
     moment_names: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
+    default_epsilon: ClassVar[float] = 1e-8
 
     def _move(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
         torch._fused_adam_(  # type: ignore[call-overload]
@@ -106,7 +112,7 @@ class Adam(Optimizer):
             beta1=0.9,
             beta2=0.999,
             weight_decay=self.weight_decay,
-            eps=1e-8,
+            eps=self.epsilon,
             amsgrad=False,
             maximize=False,
         )
@@ -117,6 +123,7 @@ class Adagrad(Optimizer):
     """Step θ ← θ - α g/(√Σg² + ε), the sum being over all steps (Duchi et al. 2011)."""
 
     moment_names: ClassVar[tuple[str, ...]] = ("sum",)
+    default_epsilon: ClassVar[float] = 1e-10
 
     def _move(self, gradients: list[Tensor], learning_rate: float | Tensor) -> None:
         if self.n_steps.device.type != "cpu":  # not every torch has a kernel for it there
@@ -130,7 +137,7 @@ class Adagrad(Optimizer):
             lr=learning_rate,
             lr_decay=0.0,
             weight_decay=self.weight_decay,
-            eps=1e-10,
+            eps=self.epsilon,
             maximize=False,
         )
 
@@ -139,7 +146,7 @@ class Adagrad(Optimizer):
             if self.weight_decay:
                 gradient.add_(parameter, alpha=self.weight_decay)
             total.addcmul_(gradient, gradient)
-            parameter.sub_(gradient.div_(total.sqrt().add_(1e-10)).mul_(learning_rate))
+            parameter.sub_(gradient.div_(total.sqrt().add_(self.epsilon)).mul_(learning_rate))
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adagrad": Adagrad}
@@ -147,11 +154,22 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {"adam": Adam, "adagrad": Adagrad}
 
 def build_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> Optimizer:
     """Build the optimiser that a config names."""
-    return OPTIMIZERS[config.name](parameters, config.weight_decay)
+    return OPTIMIZERS[config.name](parameters, config.weight_decay, config.epsilon)
+
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda _: 1.0,
+    "linear": lambda left: left,
+    "cosine": lambda left: 0.5 * (1 - math.cos(math.pi * left)),
+    "burda": lambda left: 10 ** (-min(7, math.floor(math.log(1 + 6560 * (1 - left), 3) + 1e-9)) / 7),
+}
+"""The factor of the step size, by what share of the run is left."""
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Return the step size at a step 0..steps: constant, or falling to 0 on a line or on half a cosine."""
-    remaining = 1 - step / steps
-    factor = {"constant": 1.0, "linear": remaining, "cosine": 0.5 * (1 - math.cos(math.pi * remaining))}
-    return config.learning_rate * factor[config.schedule]
+    """Return the step size at a step 0..steps: constant; falling to 0 on a line or on half a cosine; or in stages.
+
+    The stages are those of Burda et al. (2015, arXiv 1509.00519, section 5): 10^(-i/7) during 3^i of 3,280 passes, i
+    from 0 to 7. Stage i ends at pass (3^(i+1) - 1)/2; a run of other length has them in the same shares.
+    """
+    return config.learning_rate * SCHEDULES[config.schedule](1 - step / steps)

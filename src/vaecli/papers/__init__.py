@@ -1,0 +1,1 @@
+"""Published experiments done again: what they are, and our figures beside theirs."""

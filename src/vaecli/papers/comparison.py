@@ -1,0 +1,181 @@
+"""Our figures beside the published ones: what became of every run, and by how much each number is met or missed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vaecli.config.schema import Config, get_setting
+from vaecli.errors import VaecliError
+from vaecli.evaluation.result import read_evaluation
+from vaecli.files import may_be_file
+from vaecli.papers.experiment import Experiment, Published, Split, Value
+from vaecli.reports.statistics import interval
+from vaecli.runs.run import Run
+from vaecli.sweeps.sweep import JobOptions, checkpoint_step, plan_jobs
+
+CLOSE = 0.99
+"""The share of the images of a published number from which ours counts as of as many."""
+SEED = "seed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Hold what became of one run of an experiment."""
+
+    config: Config
+    run: Run | None
+    """None where it has not begun."""
+    images: int = 0
+    """Seen in training."""
+    is_trained: bool = False
+    evaluations: Mapping[str, Any] = field(default_factory=dict)
+    """Those that are there of its present end, by name."""
+    rows: Sequence[Mapping[str, Any]] = ()
+    """Of metrics.jsonl."""
+
+    def curve(self, split: Split, metric: str) -> tuple[list[int], list[float]]:
+        """Return images seen and a metric of a split, epoch by epoch."""
+        rows = [row for row in self.rows if row["split"] == split and row.get(metric) is not None]
+        return [row["images"] for row in rows], [row[metric] for row in rows]
+
+    def matches(self, where: Mapping[str, Any]) -> bool:
+        """Return whether the run's settings have these values."""
+        return all(get_setting(self.config, key) == _alone(value) for key, value in where.items())
+
+
+def _alone(value: object) -> object:
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+
+def gather(experiment: Experiment, *, runs_dir: Path, data_dir: Path | None = None) -> list[Outcome]:
+    """Return what there is of every run of an experiment, finished or not. Raises DataError."""
+    options = JobOptions(runs_dir, data_dir, experiment.sweep.evaluation, extend=True)
+    outcomes = []
+    for job in plan_jobs(experiment.sweep.configs, options):
+        if job.run is None:
+            outcomes.append(Outcome(job.config, None))
+            continue
+        rows = job.run.metrics
+        images = max((row["images"] for row in rows), default=0)
+        found = _evaluations(experiment, job.run)
+        outcomes.append(Outcome(job.config, job.run, images, job.is_trained, found, rows))
+    return outcomes
+
+
+def _evaluations(experiment: Experiment, run: Run) -> dict[str, Any]:
+    """Read those evaluations of a run's present end that are there and whole."""
+    found = {}
+    for name, spec in experiment.spec.evaluations.items():
+        try:
+            chosen = run.at(spec.checkpoint)
+            path = chosen.evaluation_path(checkpoint_step(chosen), spec)
+            if may_be_file(path):
+                found[name] = read_evaluation(path)
+        except (VaecliError, KeyError, TypeError):  # there is none yet, or it is damaged and is made again
+            continue
+    return found
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Hold one published number and ours."""
+
+    published: Published
+    value: Value
+    ours: float | None
+    """The mean over seeds; None where there is none yet."""
+    half_width: float | None
+    """Half of a 95 % t interval over seeds; None for fewer than two."""
+    n: int
+    """How many runs."""
+    images: int
+    """Seen by them when ours was taken."""
+    why_none: str = ""
+
+    @property
+    def uncertainty(self) -> float | None:
+        """Return that of the published number, where it is stated."""
+        return self.published.uncertainty if self.value.uncertainty is None else self.value.uncertainty
+
+    @property
+    def difference(self) -> float | None:
+        """Return ours less the published number."""
+        return None if self.ours is None else self.ours - self.value.value
+
+    @property
+    def excess(self) -> float | None:
+        """Return by how much ours is beyond the tolerance; 0 or less where the goal is met."""
+        difference = self.difference
+        if difference is None:
+            return None
+        wrong = {"near": abs(difference), "at_least": -difference, "at_most": difference}[self.published.goal]
+        return wrong - self.published.tolerance
+
+    @property
+    def is_early(self) -> bool:
+        """Return whether ours was taken after clearly fewer images than the published number."""
+        wanted = self.published.images
+        return self.ours is not None and wanted is not None and self.images < CLOSE * wanted
+
+    @property
+    def verdict(self) -> str:
+        """Say in words whether the published number is met."""
+        excess, published = self.excess, self.published
+        if excess is None:
+            return self.why_none
+        judged = "met" if excess <= 0 else f"missed by {excess:.{published.digits}f}"
+        if not self.is_early:
+            return judged
+        assert published.images is not None
+        return f"{judged}, after {100 * self.images / published.images:.2g} % of the images"
+
+
+def compare(experiment: Experiment, outcomes: Sequence[Outcome]) -> dict[str, list[Figure]]:
+    """Put ours beside every published number, by the name of its kind."""
+    return {
+        name: [_figure(published, value, [o for o in outcomes if o.matches(value.where)]) for value in published.values]
+        for name, published in experiment.spec.published.items()
+    }
+
+
+def _figure(published: Published, value: Value, outcomes: Sequence[Outcome]) -> Figure:
+    found = [pair for pair in (_ours(published, outcome) for outcome in outcomes) if pair is not None]
+    if found:
+        mean, half = interval([ours for ours, _ in found])
+        return Figure(published, value, mean, half, len(found), min(images for _, images in found))
+    begun = max((outcome.images for outcome in outcomes), default=0)
+    if not outcomes:
+        why = "not among the runs"
+    elif not any(outcome.run for outcome in outcomes):
+        why = "not run yet"
+    elif published.ours.curve is not None and published.images is not None:
+        why = f"not reached yet: {begun:,} of {published.images:,.0f} images"
+    else:
+        why = "not evaluated yet"
+    return Figure(published, value, None, None, 0, begun, why)
+
+
+def _ours(published: Published, outcome: Outcome) -> tuple[float, int] | None:
+    """Return our figure of a run, and after how many images it was taken."""
+    ours = published.ours
+    if ours.evaluation is not None:
+        value = getattr(outcome.evaluations.get(ours.evaluation), ours.metric, None)
+        return None if value is None else (float(value), outcome.images)
+    assert ours.curve is not None
+    images, values = outcome.curve(ours.curve, ours.metric)
+    if not images:
+        return None
+    wanted = published.images or images[-1]
+    i = min(range(len(images)), key=lambda i: abs(images[i] - wanted))
+    return (values[i], images[i]) if images[-1] >= CLOSE * wanted else None
+
+
+def goal_in_words(published: Published) -> str:
+    """Say what ours should be."""
+    by = f"{published.tolerance:g} {published.unit}"
+    return {
+        "near": f"within {by} of the published number",
+        "at_least": f"within {by} of the published number, or above",
+        "at_most": f"within {by} of the published number, or below",
+    }[published.goal]

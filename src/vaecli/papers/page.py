@@ -1,0 +1,185 @@
+"""The page of an experiment: report.html, report.md for the documentation, results.json and the figures."""
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from vaecli.config.loading import dump_config
+from vaecli.config.schema import describe_settings, get_setting
+from vaecli.errors import VaecliError, command_line
+from vaecli.files import write_json, write_text
+from vaecli.papers.charts import draw
+from vaecli.papers.comparison import SEED, Figure, Outcome, compare, goal_in_words
+from vaecli.papers.experiment import Experiment
+from vaecli.reports.report import Plot, as_markdown
+
+RESULTS = "results.json"
+
+
+def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, failed: Sequence[str] = ()) -> Any:
+    """Write report.html, report.md, results.json and figures/ into a directory, from whatever runs there are.
+
+    Args:
+        experiment: From `load_experiment`.
+        outcomes: From `gather`.
+        out: The directory.
+        failed: What to say of runs that failed.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        VaecliError: A file cannot be written.
+    """
+    figures = compare(experiment, outcomes)
+    results = _results(experiment, outcomes, figures)
+    plots = _plots(experiment, outcomes, figures)
+    content = {
+        "experiment": experiment,
+        "spec": experiment.spec,
+        "command": command_line("vae", "reproduce", experiment.name, *_budget(experiment), *experiment.settings),
+        "progress": progress_in_words(results),
+        "warnings": _warnings(experiment, outcomes),
+        "failed": failed,
+        "plots": plots,
+        "groups": [_group(found) for found in figures.values()],
+        "runs": [_run_in_words(experiment, outcome) for outcome in outcomes],
+        "config": dump_config(experiment.sweep.base).rstrip(),
+    }
+    loaders = [jinja2.PackageLoader("vaecli.papers"), jinja2.PackageLoader("vaecli.reports")]
+    html = jinja2.Environment(
+        loader=jinja2.ChoiceLoader(loaders), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+        for plot in plots:
+            write_text(out / "figures" / f"{plot.name}.svg", plot.svg)
+        for kind, environment in {"html": html, "md": html.overlay(finalize=as_markdown)}.items():
+            write_text(out / f"report.{kind}", environment.get_template(f"paper.{kind}.j2").render(content))
+        write_json(out / RESULTS, results)
+    except OSError as error:
+        raise VaecliError(f"{error.filename or out}: cannot be written: {error.strerror}") from error
+    return results
+
+
+def _budget(experiment: Experiment) -> list[str]:
+    return [] if experiment.share == 1 else ["--budget", f"{experiment.budget:g}"]
+
+
+def _plots(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[str, list[Figure]]) -> list[Plot]:
+    plots = []
+    for i, chart in enumerate(experiment.spec.charts, 1):
+        picture = draw(chart, experiment, outcomes, figures)
+        if picture is not None:
+            name = f"{experiment.name}-{i}"
+            plots.append(Plot(name, f"{experiment.name}: {chart.title}", f"{chart.title}. {chart.caption}", picture))
+    return plots
+
+
+def _warnings(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[str]:
+    """Say what stands between these results and the experiment as it was published."""
+    found = []
+    if experiment.share < 1:
+        found.append(
+            f"Every run sees {experiment.budget:,.0f} images at least, {100 * experiment.share:.2g} % of the "
+            f"{experiment.spec.budget:,.0f} of the full experiment."
+        )
+    if experiment.settings:
+        found.append(f"Settings were changed, so this is another experiment: {', '.join(experiment.settings)}.")
+    missing = sum(not outcome.is_trained for outcome in outcomes)
+    if missing:
+        found.append(f"{missing} of {len(outcomes)} runs are not finished; what there is of them is shown.")
+    caveats = dict.fromkeys(o.config.caveat for o in outcomes if o.config.caveat)
+    return found + [f"The bound is {caveat}." for caveat in caveats]
+
+
+def _group(figures: Sequence[Figure]) -> dict[str, Any]:
+    """Return what the templates show of published numbers of one kind."""
+    published = figures[0].published
+    ours = published.ours
+    what = f"the curve of {ours.curve} images" if ours.curve else f"evaluation {ours.evaluation} at the end"
+    at = "" if published.images is None else f" after {published.images:,.0f} images"
+    keys = [key for key in dict.fromkeys(key for f in figures for key in f.value.where) if key != SEED]
+    return {
+        "title": published.title,
+        "unit": published.unit,
+        "source": published.source,
+        "about": f"Ours: {ours.metric} of {what}{at}. Goal: {goal_in_words(published)}.",
+        "names": [key.rpartition(".")[2] for key in keys],
+        "rows": [{"labels": [f.value.where.get(key, "") for key in keys], "cells": _cells(f)} for f in figures],
+    }
+
+
+def _cells(figure: Figure) -> list[str]:
+    """Return ours, the published number, the difference and the verdict, as they are printed."""
+    digits = figure.published.digits
+    spread = "" if figure.uncertainty is None else f" ± {figure.uncertainty:g}"
+    published = f"{figure.value.value:.{digits}f}{spread}"
+    if figure.ours is None or figure.difference is None:
+        return ["–", published, "–", figure.verdict]
+    half = "" if figure.half_width is None else f" ± {figure.half_width:.{digits}f} (n = {figure.n})"
+    return [f"{figure.ours:.{digits}f}{half}", published, f"{figure.difference:+.{digits}f}", figure.verdict]
+
+
+def _run_in_words(experiment: Experiment, outcome: Outcome) -> str:
+    settings = describe_settings(outcome.config, experiment.sweep.keys) or experiment.name
+    if outcome.run is None:
+        return f"{settings}: not run yet"
+    state = "finished" if outcome.is_trained else str(outcome.run.status.get("state", "begun"))
+    return f"{settings}: {state}, {outcome.images:,} images, {outcome.run.path.parent.name}/{outcome.run.name}"
+
+
+def _results(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[str, list[Figure]]) -> dict[str, Any]:
+    """Return what results.json holds."""
+    return {
+        "experiment": experiment.name,
+        "source": experiment.spec.source,
+        "budget": experiment.budget,
+        "full_budget": experiment.spec.budget,
+        "settings": list(experiment.settings),
+        "runs": [
+            {
+                "settings": {key: get_setting(outcome.config, key) for key in experiment.sweep.keys},
+                "run": None if outcome.run is None else str(outcome.run.path),
+                "finished": outcome.is_trained,
+                "images": outcome.images,
+                "evaluations": {name: asdict(found) for name, found in outcome.evaluations.items()},
+            }
+            for outcome in outcomes
+        ],
+        "figures": [
+            {
+                "kind": name,
+                "where": figure.value.where,
+                "published": figure.value.value,
+                "uncertainty": figure.uncertainty,
+                "ours": figure.ours,
+                "half_width": figure.half_width,
+                "n": figure.n,
+                "images": figure.images,
+                "difference": figure.difference,
+                "tolerance": figure.published.tolerance,
+                "met": None if figure.excess is None or figure.is_early else figure.excess <= 0,
+                "verdict": figure.verdict,
+            }
+            for name, of_kind in figures.items()
+            for figure in of_kind
+        ],
+    }
+
+
+def progress_in_words(results: dict[str, Any]) -> str:
+    """Say how many runs are finished, and how many published numbers are met."""
+    runs, figures = results["runs"], results["figures"]
+    finished, judged = sum(run["finished"] for run in runs), [f for f in figures if f["met"] is not None]
+    share = min((run["images"] for run in runs if run["finished"]), default=0) / results["full_budget"]
+    part = "" if share >= 1 or not finished else f" after {100 * share:.2g} % of the images"
+    text = f"{finished} of {len(runs)} runs finished{part}"
+    if figures:
+        text += f"; {sum(f['met'] for f in judged)} of {len(judged)} numbers met"
+        early = len(figures) - len(judged)
+        text += f", {early} not reached yet" if early else ""
+    return text

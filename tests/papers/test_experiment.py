@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import yaml
+
+from vaecli.errors import ConfigError, DataError, UsageError
+from vaecli.papers.experiment import load_experiment, read_experiment, shipped_experiments
+
+FIGURE_2 = shipped_experiments()["aevb-figure-2"]
+
+
+@pytest.mark.parametrize("path", shipped_experiments().values(), ids=str)
+def test_every_shipped_experiment_states_its_source_and_how_ours_is_judged(path):
+    spec = read_experiment(path)
+    assert spec.title
+    assert "arXiv" in spec.source or "tutorial" in spec.source
+    assert all(published.source for published in spec.published.values())
+    assert path.read_text().startswith(f"# vae reproduce {path.stem}")
+
+
+def test_a_budget_of_images_becomes_whole_epochs_of_the_50_000_training_images():
+    full = load_experiment("aevb-figure-2")
+    assert {config.training.epochs for config in full.sweep.configs} == {2000}  # 1e8 / 50,000
+    part = load_experiment("aevb-figure-2", budget=1e7 + 1)
+    assert {config.training.epochs for config in part.sweep.configs} == {201}
+    assert math.isclose(part.share, 0.1, rel_tol=1e-6)
+
+
+def test_the_passes_of_burda_et_al_are_of_all_60_000_images():
+    full = load_experiment("burda-table-1")
+    assert {config.training.epochs for config in full.sweep.configs} == {3280}  # Σ 3^i, i = 0..7
+    assert {config.optimizer.epsilon for config in full.sweep.configs} == {1e-4}
+
+
+def test_settings_of_the_command_line_stand_over_those_of_every_run_and_of_the_grid():
+    found = load_experiment("aevb-figure-2", settings=["model.hidden_dim=8", "model.latent_dim=3"])
+    assert [config.model.hidden_dim for config in found.sweep.configs] == [(8,), (8,)]  # of either algorithm
+    assert found.settings == ("model.hidden_dim=8", "model.latent_dim=3")
+
+
+def test_some_runs_are_chosen_by_what_varies():
+    found = load_experiment("aevb-figure-2")
+    assert [config.model.latent_dim for config in found.of(["model.latent_dim=20"]).configs] == [20, 20]
+    with pytest.raises(UsageError, match=r"no run of aevb-figure-2 is so"):
+        found.of(["model.latent_dim=21"])
+    with pytest.raises(UsageError, match=r"does not vary it; did you mean model\.latent_dim"):
+        found.of(["model.latent=3"])
+
+
+def test_all_errors_of_a_file_are_told_at_once_each_with_its_line(tmp_path):
+    text = FIGURE_2.read_text().replace("budget: 1.0e+8", "budget: -1").replace("kind: pictures", "kind: picture")
+    text = text.replace("value: -124.1}", "valu: -124.1}")
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    lines = text.splitlines()
+    with pytest.raises(ConfigError) as caught:
+        read_experiment(path)
+    assert len(caught.value.problems) == 4  # a value is missing, and there is one too many
+    found = dict(problem.removeprefix(f"{path}:").split(": ", 1) for problem in caught.value.problems)
+    at = {int(line): what for line, what in found.items()}
+    assert "budget: must be greater than 0" in at[1 + lines.index("budget: -1")]
+    assert "charts.1.kind: must be 'curves', 'figures' or 'pictures'" in at[1 + lines.index("  - kind: picture")]
+    wrong = next(i for i, line in enumerate(lines, 1) if "valu:" in line)
+    assert at[wrong].startswith("published.early.values.1.val")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"settings": {"model.latent": 3}}, r"runs\.settings\.model\.latent: no such setting; did you mean"),
+        ({"curve": "test"}, r"curve: must be 'train' or 'validation'"),
+        ({"metric": "bound"}, r"has no such metric of a curve; known: elbo"),
+        ({"evaluation": "tset", "metric": "elbo"}, r"no such evaluation, tset; did you mean test\?"),
+        ({"evaluation": "test", "metric": "elbow"}, r"no such metric, elbow; did you mean elbo\?"),
+        ({"where": {"model.hidden_dim": 3}}, r"where\.model\.hidden_dim: does not vary"),
+        ({"where": {"training.algorithm": "aevb"}}, r"must say of which runs it is: model\.latent_dim varies"),
+        ({"panels": "seed"}, r"charts\.0: seed does not vary"),
+        ({"published": ["testt"]}, r"no such published numbers, testt; did you mean test\?"),
+    ],
+)
+def test_what_refers_to_something_that_is_not_there_is_an_error(tmp_path, change, message):
+    spec = yaml.safe_load(FIGURE_2.read_text())
+    numbers, chart = spec["published"]["early"], spec["charts"][0]
+    for key, value in change.items():
+        if key == "settings":
+            spec["runs"]["settings"] = value
+        elif key in {"metric", "curve", "evaluation"}:
+            numbers["ours"] = {k: v for k, v in numbers["ours"].items() if k != "curve" or "evaluation" not in change}
+            numbers["ours"][key] = value
+        elif key == "where":
+            numbers["values"][0]["where"] = value
+        else:
+            chart[key] = value
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    with pytest.raises(ConfigError, match=message):
+        read_experiment(path)
+
+
+def test_an_unknown_name_and_missing_images_are_said(tmp_path):
+    with pytest.raises(ConfigError, match=r"aevb-figure2: no such experiment; did you mean aevb-figure-2"):
+        load_experiment("aevb-figure2")
+    with pytest.raises(DataError, match="no such file"):
+        load_experiment("aevb-figure-2", settings=[f"data.name={tmp_path}/none.npy"])

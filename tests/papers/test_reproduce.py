@@ -1,0 +1,219 @@
+import json
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from vaecli.cli import reproduce  # noqa: F401 (registers the command)
+from vaecli.cli.app import app
+from vaecli.errors import UsageError
+from vaecli.files import lock
+from vaecli.papers.comparison import Figure, compare, gather
+from vaecli.papers.experiment import Ours, Published, Value, load_experiment, shipped_experiments
+from vaecli.runs.run import list_runs
+from vaecli.sweeps.execution import run_sweep
+
+TINY = ("model.hidden_dim=4", "training.compile=off", "training.batch_size=20", "device=cpu")
+
+
+@pytest.fixture
+def vae(tmp_path, monkeypatch, faces):
+    """Run a command on the small images, in the test's folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str, code: int = 0):
+        found = CliRunner().invoke(app, [*map(str, words)], catch_exceptions=False)
+        assert found.exit_code == code, found.output
+        return found
+
+    return run
+
+
+SPEC = {
+    "title": "A <b>title</b> | with more",
+    "source": "Somebody, arXiv 0000.00000, table 1",
+    "about": "Two sizes.",
+    "budget": 180,
+    "runs": {"base": "bernoulli", "settings": {"optimizer.schedule": "constant"}, "grid": {"model.latent_dim": [2, 3]}},
+    "evaluations": {"test": {"proposal": "encoder", "k": 2, "binarised": False, "checkpoint": "last"}},
+    "published": {
+        "end": {
+            "title": "the end",
+            "source": "table 1",
+            "ours": {"metric": "elbo", "evaluation": "test"},
+            "images": 180,
+            "goal": "at_least",
+            "tolerance": 1,
+            "values": [
+                {"where": {"model.latent_dim": 2}, "value": -1000.0, "uncertainty": 0.5},
+                {"where": {"model.latent_dim": 3}, "value": 0.0},
+            ],
+        },
+        "half": {
+            "title": "half the way",
+            "source": "figure 1",
+            "ours": {"metric": "elbo", "curve": "validation"},
+            "images": 90,
+            "tolerance": 1,
+            "values": [{"where": {"model.latent_dim": 2}, "value": 0.0}],
+        },
+    },
+    "charts": [
+        {"kind": "curves", "title": "Curves", "panels": "model.latent_dim", "published": ["end", "half"]},
+        {"kind": "figures", "title": "Figures"},
+        {"kind": "pictures", "title": "Manifolds", "panels": "model.latent_dim", "show": "manifold"},
+    ],
+    "notes": ["One note."],
+}
+
+
+@pytest.fixture
+def mine(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SPEC))
+    return path
+
+
+def epochs_of(runs_dir: Path) -> list[int]:
+    return [run.status["epoch"] for run in list_runs(runs_dir)]
+
+
+def test_a_part_of_the_budget_is_labelled_and_a_larger_one_extends_the_same_runs(vae, mine, faces):
+    # 45 training images: 4 epochs are 180 images, 1 epoch is 45
+    first = json.loads(vae("reproduce", mine, *TINY, "--data", faces, "--budget", 45, "--json").stdout)
+    assert epochs_of(Path("runs")) == [1, 1]
+    assert [figure["verdict"] for figure in first["figures"]][2] == "not reached yet: 45 of 90 images"
+    assert "after 25 % of the images" in first["figures"][0]["verdict"]
+    assert [figure["met"] for figure in first["figures"]] == [None, None, None]
+    page = Path("runs/papers/mine/report.html").read_text()
+    assert "25 % of the 180 of the full experiment" in page
+    assert "Settings were changed" in page
+
+    names = [run.name for run in list_runs("runs")]
+    whole = json.loads(vae("reproduce", mine, *TINY, "--data", faces, "--json").stdout)
+    assert [run.name for run in list_runs("runs")] == names
+    assert epochs_of(Path("runs")) == [4, 4]
+    met = [figure["met"] for figure in whole["figures"]]
+    assert met == [True, False, False]  # an ELBO is above -1000, and below 0 by more than 1
+    assert whole["figures"][1]["verdict"] == f"missed by {-whole['figures'][1]['ours'] - 1:.2f}"
+    with pytest.raises(UsageError, match="holds the results of another experiment; name another directory with --out"):
+        vae("reproduce", mine, *TINY, "model.activation=tanh", "--data", faces, "--report")
+    # a smaller budget is no reason to train again, nor to throw anything away
+    vae("reproduce", mine, *TINY, "--data", faces, "--budget", 45, "--quiet")
+    assert epochs_of(Path("runs")) == [4, 4]
+
+
+def test_an_extended_run_has_the_bits_of_one_that_was_never_cut(vae, mine, faces, tmp_path):
+    vae("reproduce", mine, *TINY, "--data", faces, "--where", "model.latent_dim=2", "--budget", 90, "--quiet")
+    vae("reproduce", mine, *TINY, "--data", faces, "--where", "model.latent_dim=2", "--quiet")
+    vae("reproduce", mine, *TINY, "--data", faces, "--where", "model.latent_dim=2", "--quiet", "--runs-dir", "other")
+    rows = [
+        [{k: v for k, v in row.items() if k != "seconds"} for row in run.metrics]
+        for directory in ("runs", "other")
+        for run in list_runs(directory)
+    ]
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
+
+
+def test_a_schedule_that_ends_with_the_run_starts_anew_with_another_budget(vae, mine, faces):
+    command = ("reproduce", mine, *TINY, "optimizer.schedule=cosine", "--data", faces, "--quiet")
+    vae(*command, "--where", "model.latent_dim=2", "--budget", 45)
+    vae(*command, "--where", "model.latent_dim=2", "--budget", 90)
+    assert epochs_of(Path("runs")) == [1, 2]
+
+
+def test_the_page_from_what_there_is_trains_nothing(vae, mine, faces):
+    vae("reproduce", mine, *TINY, "--data", faces, "--report", "--quiet")  # before there is anything
+    vae("reproduce", mine, *TINY, "--data", faces, "--where", "model.latent_dim=3", "--quiet")
+    with lock(Path("runs/papers/mine/.lock")):  # of a process that trains
+        shown = vae("reproduce", mine, *TINY, "--data", faces, "--report")
+    assert shown.stdout == "runs/papers/mine/report.html\n"
+    assert len(list_runs("runs")) == 1
+    results = json.loads(Path("runs/papers/mine/results.json").read_text())
+    assert results["figures"][0]["verdict"] == "not run yet"
+    text = Path("runs/papers/mine/report.md").read_text()
+    assert "A &lt;b>title&lt;/b> \\| with more" in text
+    assert "| 2 | – | -1000.00 ± 0.5 | – | not run yet |" in text
+    for figure in ("mine-1", "mine-2"):
+        assert ET.parse(f"runs/papers/mine/figures/{figure}.svg").getroot().get("role") == "img"
+        assert f"figures/{figure}.svg" in text
+    page = Path("runs/papers/mine/report.html").read_text()
+    assert "<b>title" not in page
+    assert page.count("<svg") == 2  # no manifold: the only run has three latent dimensions
+
+
+def test_the_runs_are_listed_and_nothing_is_done(vae, mine, faces):
+    plan = json.loads(vae("reproduce", mine, *TINY, "--data", faces, "--dry-run", "--json").stdout)
+    assert plan["runs"] == [{"model.latent_dim": z, "training.epochs": 4} for z in (2, 3)]
+    assert not Path("runs").exists()
+
+
+def test_the_list_says_what_is_there_and_what_has_been_done(vae):
+    listed = json.loads(vae("reproduce", "ls", "--json").stdout)
+    assert listed.keys() == shipped_experiments().keys()
+    assert {row["done"] for row in listed.values()} == {"not run yet"}
+    text = vae("reproduce", "ls").stdout
+    assert all(f"{name}\n" in text for name in listed)
+
+
+def test_a_run_that_fails_has_exit_code_5_and_stands_on_the_page(vae, mine, faces, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr("vaecli.evaluation.evaluate.evaluate_spec", fail)
+    failed = vae("reproduce", mine, *TINY, "--data", faces, "--where", "model.latent_dim=2", "--budget", 45, code=5)
+    assert "1 of 1 runs failed; the same command does them again" in failed.stderr
+    assert "RuntimeError: broken" in Path("runs/papers/mine/report.html").read_text()
+    results = json.loads(Path("runs/papers/mine/results.json").read_text())
+    assert results["figures"][0]["verdict"] == "not evaluated yet"
+
+
+NUMBERS = Published(
+    title="a",
+    source="b",
+    ours=Ours(metric="elbo", evaluation="test"),
+    images=100,
+    tolerance=0.5,
+    values=[Value(value=-10)],
+)
+
+
+@pytest.mark.parametrize(
+    ("goal", "ours", "verdict"),
+    [
+        ("near", -10.5, "met"),
+        ("near", -9.25, "missed by 0.25"),
+        ("at_least", -9.0, "met"),
+        ("at_least", -10.75, "missed by 0.25"),
+        ("at_most", -11.0, "met"),
+        ("at_most", -9.0, "missed by 0.50"),
+    ],
+)
+def test_a_number_is_met_within_its_tolerance_or_missed_by_what_is_beyond(goal, ours, verdict):
+    published = NUMBERS.model_copy(update={"goal": goal})
+    assert Figure(published, published.values[0], ours, None, 1, 100).verdict == verdict
+    early = Figure(published, published.values[0], ours, None, 1, 50)
+    assert early.verdict == f"{verdict}, after 50 % of the images"
+
+
+@pytest.mark.parametrize("name", shipped_experiments())
+def test_every_shipped_experiment_runs_from_end_to_end(name, faces, tmp_path, vae):
+    """Of the runs of each, the first and the last, on small images; the page then shows the others as not run yet."""
+    settings = [*TINY, f"data.name={faces}"]
+    experiment = load_experiment(name, budget=45.0, settings=settings)
+    configs = experiment.sweep.configs
+    chosen = experiment.of([])
+    chosen = chosen.__class__(**{**vars(chosen), "configs": (configs[0], configs[-1])})
+    found = run_sweep(chosen, tmp_path / "out", runs_dir=tmp_path / "runs")
+    assert [result.error for result in found.results] == [None] * len(found.results)
+    outcomes = gather(experiment, runs_dir=tmp_path / "runs")
+    assert [o.is_trained for o in outcomes] == [o.config in (configs[0], configs[-1]) for o in outcomes]
+    assert all(o.evaluations.keys() == experiment.spec.evaluations.keys() for o in outcomes if o.is_trained)
+    figures = [figure for of_kind in compare(experiment, outcomes).values() for figure in of_kind]
+    assert all(np.isfinite(figure.ours) for figure in figures if figure.ours is not None)
+    vae("reproduce", name, *settings, "--budget", 45, "--report", "--quiet", "--runs-dir", tmp_path / "runs")
+    assert (tmp_path / "runs" / "papers" / name / "report.html").is_file()
