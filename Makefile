@@ -14,8 +14,8 @@ train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw sample
 test: lint  ## lint, then run the tests, two files at a time
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
-stress: $(READY)  ## fail at every write of a run, kill it at random, freeze parts of Ray: the same bits must come of it
-	.venv/bin/python -m pytest --no-cov --stress tests/test_reliability.py tests/sweeps/test_ray_liveness.py tests/sweeps/test_ray_recipe.py
+stress: $(READY)  ## the tests that take long: fail at every write of a run, kill it at random, freeze parts of Ray
+	.venv/bin/python -m pytest --no-cov --stress
 
 fuzz: $(READY)  ## 10,000 damaged inputs of each kind
 	.venv/bin/python -m pytest --no-cov --hypothesis-profile=fuzz tests/test_fuzz.py

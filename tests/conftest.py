@@ -25,16 +25,18 @@ torch.set_num_threads(1)  # the tensors here are too small to share out
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`make stress` asks for every point at which something can fail; `make test` for some of them."""
-    parser.addoption("--stress", action="store_true", help="fail at every operation, not at some")
+    """`make stress` does what takes long, and fails at every point; `make test` does the rest, and fails at some."""
+    parser.addoption("--stress", action="store_true", help="do what takes long only, and fail at every operation")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave what takes long to `make stress`."""
-    if not config.getoption("--stress"):
-        for item in items:
-            if "slow" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="takes long; make stress"))
+    if config.getoption("--stress"):
+        items[:] = [item for item in items if "slow" in item.keywords or "stress" in getattr(item, "fixturenames", ())]
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="takes long; make stress"))
 
 
 @pytest.fixture

@@ -14,7 +14,11 @@ from vaecli.runs.run import list_runs
 from vaecli.training.loop import resume, train
 from vaecli.training.stopping import Limit
 
-MODELS = product(["mlp", "conv"], ["none", "batch", "layer"], ["relu", "gated"])
+MODELS = [
+    *product(["mlp", "conv"], ["none", "batch", "layer"], ["relu", "gated"]),
+    ("mlp", "layer", "tanh"),
+    ("conv", "batch", "tanh"),
+]
 
 
 @pytest.mark.parametrize(("model", "decoder"), list(zip(MODELS, cycle(LIKELIHOODS), strict=False)))

@@ -229,6 +229,14 @@ def test_runs_together_are_replayed_too(small, pretended, model):
         ({"decoder": "sigma-gaussian"}, {"name": "iwae", "L": 2}, "onednn"),
         # at KL weight 0 nothing depends on where the means of z lie, and Adam would follow the rounding of nothing
         (NORMALISED, {"kl_warmup": 0}, "torch"),
+        *(
+            pytest.param({"prior": prior, "prior_components": 4, **model}, objective, "torch", marks=pytest.mark.slow)
+            for prior, model, objective in (
+                ("mixture", {"posterior": "full", "activation": "tanh"}, {"name": "dreg", "L": 2}),
+                ("vamp", {"posterior": "diagonal", "activation": "gated"}, {"name": "stl"}),
+                ("mixture", {"posterior": "flow", "network": "conv", "channels": 2}, {"L": 2}),
+            )
+        ),
     ],
 )
 def test_compiled_steps_are_the_same_to_rounding_and_go_on_to_the_same_bits(
