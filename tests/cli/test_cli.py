@@ -108,6 +108,9 @@ def test_python_m_vaecli_is_vae():
         "configs ls",
         "configs cat",
         "configs cp",
+        "configs schema",
+        "validate",
+        "explain",
     ],
 )
 def test_every_help_ends_in_examples(vae, command):

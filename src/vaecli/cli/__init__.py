@@ -16,7 +16,9 @@ import typer
 from vaecli.cli.app import app, note, say
 from vaecli.errors import ConfigError, ReproducibilityWarning, VaecliError, is_out_of_memory, nearest
 
-COMMANDS = ("train", "evaluate", "compare", "sweep", "reproduce", "generate", "explore", "runs", "configs", "validate")
+COMMANDS = (
+    "train", "evaluate", "compare", "sweep", "reproduce", "generate", "explore", "runs", "configs", "validate", "explain",
+)  # fmt: skip
 """The modules of commands, in the order of the help; each registers its own."""
 TAKE_SETTINGS = ("train", "compare-decoders", "reproduce")
 """The commands that take KEY=VALUE settings."""
