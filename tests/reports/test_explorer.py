@@ -308,7 +308,7 @@ def test_views_pins_and_the_drawer_do_what_they_say(page, run):
     page.click("#play")
     page.select_option("#axes-kind", "components")
     page.click("#pictures")
-    until(page, "explorer.state.get('pictures')?.cells.length > 20")
+    until(page, "explorer.state.get('pictures')?.decoded > 20")
     page.click("#theme")
     assert page.evaluate("document.documentElement.dataset.theme") == "dark"
     page.click("#open-run")

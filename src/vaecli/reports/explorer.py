@@ -41,8 +41,8 @@ ROWS = 1000
 SCRIPTS = ("arrays", "layers", "distributions", "model", "state", "pixels", "strokes", "chart", "map", "decoded",
            "sliders", "drawing", "run", "main")  # fmt: skip
 """The modules of the page, each after those that it imports from."""
-DIGITS = ("mnist", "kmnist", "emnist")
-"""Data sets whose images are centred by their mass in a box, and so what is drawn."""
+CENTRED = "mnist"
+"""The data set whose images are centred by their mass, in a box: what is drawn for it is so as well."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _render(shown: Shown) -> str:
         title=shown.run.name,
         summary=_summary(shown.config),
         caveat=shown.config.caveat,
-        drawn_are_digits=shown.config.data.name.startswith(DIGITS),
+        are_digits=shown.config.data.name == CENTRED,
         style=Markup(style),  # noqa: S704 - our own
         script=Markup(script),  # noqa: S704 - our own
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -171,7 +171,7 @@ def _describe_images(shown: Shown, arrays: Arrays) -> dict[str, Any]:
         "kl": arrays.add(bound.kl),
         "preprocessing": _preprocessing(shown.config),
         "draws": DRAWS,
-        "are_digits": shown.config.data.name.startswith(DIGITS),
+        "are_centred": shown.config.data.name == CENTRED,
     }
 
 

@@ -30,10 +30,10 @@ function extent(values) {
 }
 
 /* Draw lines {name, points: [x, y], class} in one chart. */
-export function lineChart(title, lines, { width = 340, height = 190 } = {}) {
+export function lineChart(title, lines, { width, height = 190 }) {
   const shown = lines.map((line) => ({ ...line, points: line.points.filter(([, y]) => Number.isFinite(y)) }));
   const points = shown.flatMap((line) => line.points);
-  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "chart" }, element("title", {}, title));
+  const svg = element("svg", { width, height, role: "img", class: "chart" }, element("title", {}, title));
   if (!points.length) return svg;
   const [left, right, top, bottom] = [52, width - 8, 26, height - 30];
   let [[x0, x1], [y0, y1]] = [extent(points.map(([x]) => x)), extent(points.map(([, y]) => y))];
@@ -60,15 +60,14 @@ export function lineChart(title, lines, { width = 340, height = 190 } = {}) {
 }
 
 /* Draw how many of some values lie where, as bars, and a marked one among them. */
-export function distributionChart(title, values, marked, { width = 360, height = 92, digits = 1 } = {}) {
-  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "chart" });
-  const [left, right, top, bottom] = [10, width - 10, 24, height - 18];
-  const sorted = Float32Array.from(values).sort();
-  const bulk = [sorted[Math.floor(0.002 * (sorted.length - 1))], sorted[sorted.length - 1 - Math.floor(0.002 * (sorted.length - 1))]];
-  let [low, high] = marked === null ? bulk : extent([...bulk, marked]);
-  if (low === high) [low, high] = [low - 1, high + 1];
-  const margin = 0.03 * (high - low);
-  [low, high] = [low - margin, high + margin];
+export function distributionChart(title, values, marked, { width, height = 88, digits = 1 }) {
+  const svg = element("svg", { width, height, role: "img", class: "chart" });
+  const [left, right, top, bottom] = [0, width, 24, height - 18];
+  const sorted = Float32Array.from(values).sort(), outside = Math.floor(0.002 * (sorted.length - 1));
+  let [low, high] = [sorted[outside], sorted[sorted.length - 1 - outside]];
+  const span = high - low || 2; // what is marked may widen the chart to double, and then stands at its edge
+  const place = Math.min(Math.max(marked ?? low, low - span), high + span);
+  [low, high] = [Math.min(low, place) - 0.03 * span, Math.max(high, place) + 0.03 * span];
   const x = (value) => left + ((value - low) / (high - low)) * (right - left);
   const bins = new Array(80).fill(0);
   for (const value of sorted) {
@@ -82,13 +81,17 @@ export function distributionChart(title, values, marked, { width = 360, height =
   });
   svg.append(element("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }));
   for (const tick of ticks(low, high, 4).found)
-    svg.append(element("text", { x: x(tick), y: height - 4, "text-anchor": "middle" }, number(tick, 0)));
+    svg.append(element("text", { x: Math.min(Math.max(x(tick), 14), width - 14), y: height - 4, "text-anchor": "middle" }, number(tick, 0)));
   svg.append(element("text", { x: left, y: 13, class: "strong" }, title));
+  if (place !== (marked ?? place)) {
+    const side = Math.sign(marked - place), tip = x(place) + 4 * side, back = x(place) - 5 * side, middle = (top + bottom) / 2;
+    svg.append(element("path", { d: `M${back} ${middle - 6}L${tip} ${middle}L${back} ${middle + 6}Z`, class: "marked" }));
+  }
   let said = `${title}; no drawing yet`;
   if (marked !== null) {
     said = `${title}: ${number(marked, digits)}`;
     svg.append(
-      element("line", { x1: x(marked), x2: x(marked), y1: top - 6, y2: bottom, class: "marked" }),
+      element("line", { x1: x(place), x2: x(place), y1: top - 6, y2: bottom, class: "marked" }),
       element("text", { x: right, y: 13, "text-anchor": "end", class: "strong marked" }, `${number(marked, digits)} nats`),
     );
   }
@@ -97,8 +100,8 @@ export function distributionChart(title, values, marked, { width = 360, height =
 }
 
 /* Draw means with intervals of one and two deviations, one a dimension; null for no posterior, the prior's place only. */
-export function intervalChart(names, q, { width = 420, height = 190 } = {}) {
-  const svg = element("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", class: "chart" });
+export function intervalChart(names, q, { width, height = 236 }) {
+  const svg = element("svg", { width, height, role: "img", class: "chart" });
   const [left, right, top, bottom] = [26, width - 6, 8, height - 24];
   const furthest = q ? Math.max(...names.map(({ index }) => Math.abs(q.mean[index]) + 2 * q.stddev[index])) : 0;
   const limit = Math.max(3, Math.ceil(furthest));
@@ -112,7 +115,7 @@ export function intervalChart(names, q, { width = 420, height = 190 } = {}) {
   const size = (right - left) / names.length;
   names.forEach(({ index, isActive }, i) => {
     const x = left + (i + 0.5) * size;
-    if (size >= 14 || i % Math.ceil(14 / size) === 0)
+    if (i % Math.ceil(16 / size) === 0)
       svg.append(element("text", { x, y: height - 6, "text-anchor": "middle", class: isActive ? "" : "faint" }, String(index + 1)));
     if (!q) return;
     const [mean, stddev] = [q.mean[index], q.stddev[index]];

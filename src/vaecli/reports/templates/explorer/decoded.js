@@ -31,9 +31,9 @@ export function showDecoded(page, state) {
     document.getElementById("show-draw").checked = true;
     state.set({ show: "draw", draw: state.get("draw") + 1 });
   });
-  onClick("reset", () => state.set({ z: new Float32Array(model.latent_dim), selected: null, drawn: null }));
+  onClick("reset", () => state.set({ z: new Float32Array(model.latent_dim), selected: null }));
   const random = new Random(performance.timeOrigin);
-  onClick("sample", () => state.set({ z: model.prior.draw(random), selected: null, drawn: null }));
+  onClick("sample", () => state.set({ z: model.prior.draw(random), selected: null }));
   showWay(page, state);
 }
 
@@ -77,7 +77,7 @@ function showWay({ model }, state) {
   const go = (t) => {
     way.value = t;
     way.setAttribute("aria-valuetext", `${Math.round(100 * t)} % of the way from A to B`);
-    state.set({ z: between(t), selected: null, drawn: null });
+    state.set({ z: between(t), selected: null });
   };
   onClick("pin-a", () => state.set({ pins: { ...state.get("pins"), a: state.get("z") } }));
   onClick("pin-b", () => state.set({ pins: { ...state.get("pins"), b: state.get("z") } }));

@@ -19,8 +19,8 @@ export function showDrawing(page, state) {
   pad.width = 336;
   pad.height = Math.round((336 * size.height) / size.width);
   ink.parentElement.hidden = model.shape.channels !== 3;
-  box.parentElement.hidden = !images.are_digits;
-  box.checked = images.are_digits;
+  box.parentElement.hidden = !images.are_centred;
+  box.checked = images.are_centred;
   brush.value = Math.max(0.5, (1.25 * Math.min(model.shape.height, model.shape.width)) / 28);
   brush.max = Math.max(3, Math.min(model.shape.height, model.shape.width) / 6);
 
@@ -42,7 +42,7 @@ export function showDrawing(page, state) {
     if (!drawn) return state.set({ drawn: null, bound: null });
     const x = preprocess(images.preprocessing, drawn), q = model.encode(x);
     const of = { pixels: drawn, x, q };
-    state.set({ drawn: of, z: Float32Array.from(q.mean), selected: null });
+    state.set({ drawn: of, z: Float32Array.from(q.mean), selected: "drawing" });
     clearTimeout(timer); // 16 times the work of a frame: when there is time for it
     timer = setTimeout(() => state.set({ bound: { of, ...model.bound(x, noises) } }), isDrawing ? 40 : 0);
   }
@@ -117,37 +117,45 @@ export function showDrawing(page, state) {
     update();
   });
 
+  document.getElementById("as-z").addEventListener("click", () => {
+    const drawn = state.get("drawn");
+    if (drawn) state.set({ z: Float32Array.from(drawn.q.mean), selected: "drawing" });
+  });
+
   showEncoded(page, state, dimensions);
   drawPad();
 }
 
 /* Show what the encoder sees of a drawing, q(z|x), the reconstruction, and the bound. */
-function showEncoded({ model, images }, state, dimensions) {
+function showEncoded({ model, images, run }, state, dimensions) {
   const seen = document.getElementById("seen"), reconstruction = document.getElementById("reconstruction");
   const nothing = new Float32Array(model.n_pixels);
-  state.watch(["drawn"], () => {
+  const place = (id) => document.getElementById(id), wide = (id) => ({ width: place(id).clientWidth || 400 });
+  state.watch(["drawn", "size"], () => {
     const drawn = state.get("drawn");
-    if (!drawn && state.get("bound")) state.set({ bound: null });
+    place("as-z").disabled = !drawn;
     paint(seen, drawn ? drawn.x : nothing, model.shape);
     paint(reconstruction, drawn ? model.decode(drawn.q.mean).mean() : nothing, model.shape);
-    document.getElementById("posterior").replaceChildren(intervalChart(dimensions, drawn?.q ?? null));
+    place("posterior").replaceChildren(intervalChart(dimensions, drawn?.q ?? null, wide("posterior")));
   });
   state.watch(["bound", "size"], () => {
     const bound = state.get("bound"), elbo = bound && bound.logLikelihood - bound.kl;
-    document.getElementById("bounds").replaceChildren(
-      distributionChart("Reconstruction, E[log p(x|z)]", images.log_likelihood, bound && bound.logLikelihood),
-      distributionChart("KL(q(z|x) ‖ p(z))", images.kl, bound && bound.kl),
-      distributionChart("ELBO", images.elbo, elbo),
-    );
-    document.getElementById("verdict").textContent = bound ? verdict(bound, elbo, images) : `Bars: ${images.n} ${images.split} images.`;
+    const charts = [
+      ["reconstruction-bound", "Reconstruction, E[log p(x|z)]", images.log_likelihood, bound && bound.logLikelihood],
+      ["kl-bound", "KL(q(z|x) ‖ p(z))", images.kl, bound && bound.kl],
+      ["elbo-bound", "ELBO", images.elbo, elbo],
+    ];
+    for (const [id, title, others, value] of charts) place(id).replaceChildren(distributionChart(title, others, value, wide(id)));
+    place("verdict").textContent = bound ? verdict(bound, elbo, images, run.caveat) : `The bars are ${images.n.toLocaleString("en")} ${images.split} images.`;
   });
 }
 
-function verdict({ logLikelihood, kl }, elbo, { elbo: others, n, split }) {
+function verdict({ logLikelihood, kl }, elbo, { elbo: others, n, split }, caveat) {
   const lower = others.reduce((count, other) => count + (other < elbo), 0);
-  const share = lower / n;
-  const rank = lower === 0 ? `lower than that of every one of ${n} ${split} images: this model finds the drawing improbable`
-    : share < 0.05 ? `lower than that of ${(100 * (1 - share)).toFixed(1)} % of ${n} ${split} images: improbable`
-    : `higher than that of ${Math.round(100 * share)} % of ${n} ${split} images`;
-  return `ELBO ${number(elbo, 1)} = ${number(logLikelihood, 1)} − ${number(kl, 1)} nats, ${rank}.`;
+  const share = lower / n, images = `${n.toLocaleString("en")} ${split} images`;
+  const rank = lower === 0 ? `lower than that of every one of ${images}: this model finds the drawing improbable`
+    : share < 0.05 ? `lower than that of ${(100 * (1 - share)).toFixed(1)} % of ${images}: improbable`
+    : lower === n ? `higher than that of every one of ${images}`
+    : `higher than that of ${Math.floor(100 * share)} % of ${images}`;
+  return `ELBO ${number(elbo, 1)} = ${number(logLikelihood, 1)} − ${number(kl, 1)} nats, ${rank}.${caveat ? ` (The bound is ${caveat}.)` : ""}`;
 }

@@ -45,7 +45,7 @@ export function showMap(page, state) {
   const tooltip = document.getElementById("tooltip"), status = document.getElementById("status");
   const context = canvas.getContext("2d"), still = document.createElement("canvas");
   let view = null; // of the plane: where its places are on the canvas
-  let hovered = null;
+  let hovered = null, pressed = null, isDragged = false;
 
   chooseAxes(page, state);
   const labels = images.labels && [...new Set(images.labels)].sort((a, b) => a - b);
@@ -86,7 +86,7 @@ export function showMap(page, state) {
         pen.globalAlpha = 1;
         pen.fillStyle = colour("--soft");
         pen.textAlign = k === 0 ? "center" : "left";
-        pen.fillText(number(tick, digits), k === 0 ? x : 6, k === 0 ? height - 7 : y - 4);
+        write(pen, number(tick, digits), k === 0 ? x : 6, k === 0 ? height - 7 : y - 4, pictures && colour("--card"));
       }
     }
     if (model.prior.isStandard) {
@@ -120,15 +120,11 @@ export function showMap(page, state) {
     if (!labels || labels.length > 60) return;
     pen.font = "600 15px system-ui, sans-serif";
     pen.textAlign = "center";
-    pen.lineJoin = "round";
     for (const [label, points] of byLabel) {
       if (only !== null && only !== label) continue;
       const [x, y] = [0, 1].map((k) => median(points.map((point) => point[k])));
-      pen.strokeStyle = colour("--card");
-      pen.lineWidth = 4;
-      pen.strokeText(String(label), x, y + 5);
       pen.fillStyle = colour("--ink");
-      pen.fillText(String(label), x, y + 5);
+      write(pen, String(label), x, y + 5, colour("--card"));
     }
   }
 
@@ -161,9 +157,9 @@ export function showMap(page, state) {
     context.stroke();
     context.globalAlpha = 1;
     ends.forEach((end, i) => drawFlag(end, "AB"[i], colour));
-    const drawn = state.get("drawn"), selected = state.get("selected");
-    const uncertain = drawn ? drawn.q : selected === null ? null : { mean: row(images.mean, selected), stddev: row(images.stddev, selected) };
-    if (uncertain) drawEllipse(at(uncertain.mean), plane.axes.map((axis) => spread(axis, uncertain.stddev) * view.scale), colour);
+    const drawn = state.get("drawn"), q = selectedPosterior();
+    if (drawn) drawDot(at(drawn.q.mean), colour);
+    if (q) drawEllipse(at(q.mean), plane.axes.map((axis) => spread(axis, q.stddev) * view.scale), colour);
     const [x, y] = at(state.get("z"));
     context.strokeStyle = colour("--accent");
     context.globalAlpha = 0.35;
@@ -178,6 +174,20 @@ export function showMap(page, state) {
       const [hx, hy] = view.toCanvas(state.get("places")[hovered]);
       ring(hx, hy, 5, colour("--ink"), 2);
     }
+  }
+
+  /* Return q(z|x) of what z is the mean of, if it is one. */
+  function selectedPosterior() {
+    const selected = state.get("selected");
+    if (selected === "drawing") return state.get("drawn")?.q ?? null;
+    return selected === null ? null : { mean: row(images.mean, selected), stddev: row(images.stddev, selected) };
+  }
+
+  function drawDot([x, y], colour) {
+    context.fillStyle = colour("--warm");
+    context.beginPath();
+    context.arc(x, y, 4.5, 0, 2 * Math.PI);
+    context.fill();
   }
 
   function ring(x, y, radius, style, width) {
@@ -246,23 +256,28 @@ export function showMap(page, state) {
     return [event.clientX - left, event.clientY - top];
   };
   const moveTo = (x, y) =>
-    state.set({ z: state.get("plane").move(state.get("z"), view.toPlane([x, y])), selected: null, drawn: null });
+    state.set({ z: state.get("plane").move(state.get("z"), view.toPlane([x, y])), selected: null });
 
   canvas.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     canvas.setPointerCapture(event.pointerId);
-    const [x, y] = placeOf(event), found = nearestTo(x, y, NEAR);
-    hover(null);
-    if (found === null) moveTo(x, y);
-    else selectImage(page, state, found);
-    canvas.from = [x, y];
+    [pressed, isDragged] = [placeOf(event), false];
   });
   canvas.addEventListener("pointermove", (event) => {
     const [x, y] = placeOf(event);
-    if (!canvas.from) hover(nearestTo(x, y, NEAR), x, y);
-    else if (Math.hypot(x - canvas.from[0], y - canvas.from[1]) > 4 || state.get("selected") === null) moveTo(x, y);
+    isDragged ||= pressed !== null && Math.hypot(x - pressed[0], y - pressed[1]) > 4;
+    if (isDragged) moveTo(x, y);
+    hover(pressed ? null : nearestTo(x, y, NEAR), x, y);
   });
-  for (const kind of ["pointerup", "pointercancel"]) canvas.addEventListener(kind, () => (canvas.from = null));
+  canvas.addEventListener("pointerup", () => {
+    if (pressed && !isDragged) {
+      const found = nearestTo(...pressed, NEAR);
+      if (found === null) moveTo(...pressed);
+      else selectImage(page, state, found);
+    }
+    [pressed, isDragged] = [null, false];
+  });
+  canvas.addEventListener("pointercancel", () => ([pressed, isDragged] = [null, false]));
   canvas.addEventListener("pointerleave", () => hover(null));
 
   const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
@@ -271,11 +286,11 @@ export function showMap(page, state) {
     if (ARROWS[event.key]) {
       const size = STEP * (event.shiftKey ? 5 : 1);
       const next = place.map((value, k) => value + size * ARROWS[event.key][k]);
-      state.set({ z: plane.move(z, next), selected: null, drawn: null });
+      state.set({ z: plane.move(z, next), selected: null });
     } else if (event.key === "Enter") {
       const found = nearestTo(...view.toCanvas(place), Infinity);
       if (found !== null) selectImage(page, state, found);
-    } else if (event.key === "Home") state.set({ z: new Float32Array(model.latent_dim), selected: null, drawn: null });
+    } else if (event.key === "Home") state.set({ z: new Float32Array(model.latent_dim), selected: null });
     else return;
     event.preventDefault();
     say();
@@ -295,7 +310,18 @@ export function showMap(page, state) {
 }
 
 export function selectImage({ images }, state, index) {
-  state.set({ z: Float32Array.from(row(images.mean, index)), selected: index, drawn: null });
+  state.set({ z: Float32Array.from(row(images.mean, index)), selected: index });
+}
+
+/* Write a text, with an edge that keeps it apart from what is under it. */
+function write(pen, text, x, y, edge) {
+  if (edge) {
+    pen.strokeStyle = edge;
+    pen.lineWidth = 4;
+    pen.lineJoin = "round";
+    pen.strokeText(text, x, y);
+  }
+  pen.fillText(text, x, y);
 }
 
 /* Return the deviation along an axis of independent ones along the dimensions. */
@@ -330,7 +356,7 @@ function chooseAxes({ model, latent }, state) {
   const kind = document.getElementById("axes-kind");
   for (const select of selects)
     for (const { index, kl, is_active } of latent.dimensions) {
-      const said = kl === null ? "" : `, ${number(kl)} nats`;
+      const said = kl === null ? "" : ` (${number(kl)})`;
       select.append(element("option", { value: index }, `z${index + 1}${said}${is_active ? "" : ", collapsed"}`));
     }
   const first = latent.dimensions.map(({ index }) => index);
@@ -357,32 +383,43 @@ function showLegend(labels, state) {
   }
 }
 
-/* Lay decoded images over the map, some in every frame. */
+/* Lay decoded images over the map, some in every frame; they follow what of z the plane does not show. */
 function showPictures({ model }, state, viewNow) {
   const button = document.getElementById("pictures"), side = 40;
   button.addEventListener("click", () => {
     if (state.get("pictures")) state.set({ pictures: null });
-    else start();
+    else decodeAll({ cells: grid(), decoded: 0, ...beside() });
   });
   state.watch(["pictures"], () => button.setAttribute("aria-pressed", String(Boolean(state.get("pictures")))));
+  state.watch(["z"], () => {
+    const pictures = state.get("pictures"), now = beside();
+    if (pictures && now.origin.some((value, i) => Math.abs(value - pictures.origin[i]) > 1e-3)) decodeAll({ ...pictures, decoded: 0, ...now });
+  });
 
-  function start() {
-    const { limits, scale } = viewNow(), plane = state.get("plane"), z = state.get("z"), size = side / scale;
-    const waiting = [];
-    for (let x = limits[0][0] + size / 2; x < limits[0][1]; x += size)
-      for (let y = limits[1][1] - size / 2; y > limits[1][0]; y -= size) waiting.push([x, y]);
-    const pictures = { cells: [] };
+  /* Return z without what the plane shows of it. */
+  function beside() {
+    return { origin: state.get("plane").move(state.get("z"), [0, 0]) };
+  }
+
+  function grid() {
+    const { limits, scale } = viewNow(), size = side / scale, cells = [];
+    for (let y = limits[1][1] - size / 2; y + size / 2 > limits[1][0]; y -= size)
+      for (let x = limits[0][0] + size / 2; x - size / 2 < limits[0][1]; x += size)
+        cells.push({ place: [x, y], size, picture: Object.assign(document.createElement("canvas"), seenSize(model.shape)) });
+    return cells;
+  }
+
+  function decodeAll(pictures) {
     state.set({ pictures });
     requestAnimationFrame(function some() {
       if (state.get("pictures") !== pictures) return;
-      for (const until = performance.now() + 10; waiting.length && performance.now() < until; ) {
-        const place = waiting.shift(), picture = document.createElement("canvas");
-        Object.assign(picture, seenSize(model.shape));
-        picture.getContext("2d").putImageData(imageData(model.decode(plane.move(z, place)).mean(), model.shape), 0, 0);
-        pictures.cells.push({ picture, place, size });
+      for (const until = performance.now() + 10; pictures.decoded < pictures.cells.length && performance.now() < until; pictures.decoded++) {
+        const { place, picture } = pictures.cells[pictures.decoded];
+        const mean = model.decode(state.get("plane").move(pictures.origin, place)).mean();
+        picture.getContext("2d").putImageData(imageData(mean, model.shape), 0, 0);
       }
       state.set({ pictures });
-      if (waiting.length) requestAnimationFrame(some);
+      if (pictures.decoded < pictures.cells.length) requestAnimationFrame(some);
     });
   }
 }

@@ -5,19 +5,12 @@ const CURVES = { elbo: "ELBO, nats", log_likelihood: "Reconstruction, nats", kl:
 
 export function showRun({ run, images, size }) {
   const dialog = document.getElementById("run");
-  document.getElementById("open-run").addEventListener("click", () => dialog.showModal());
+  document.getElementById("open-run").addEventListener("click", () => {
+    dialog.showModal();
+    drawCurves(run.metrics);
+  });
   document.getElementById("close-run").addEventListener("click", () => dialog.close());
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close()); // beside it
-
-  const charts = document.getElementById("curves");
-  for (const [name, title] of Object.entries(CURVES)) {
-    const lines = ["train", "validation"].map((split) => ({
-      class: split,
-      points: run.metrics.filter((row) => row.split === split).map((row) => [row.epoch, row[name] ?? NaN]),
-    }));
-    charts.append(lineChart(title, lines));
-  }
-  charts.hidden = run.metrics.length === 0;
 
   const rows = [["Bound of", run.support], ["Decoder", run.decoder], ["Images", `${run.data}; ${images.n} ${images.split} images in this page`]];
   for (const split of ["train", "validation"]) {
@@ -32,4 +25,18 @@ export function showRun({ run, images, size }) {
   const figures = document.getElementById("figures");
   for (const [name, value] of rows) figures.append(element("dt", {}, name), element("dd", {}, value));
   document.getElementById("config").textContent = run.config;
+}
+
+/* Draw a chart for each term, as wide as the drawer is now that it is open. */
+function drawCurves(metrics) {
+  const charts = document.getElementById("curves");
+  charts.replaceChildren(
+    ...Object.entries(CURVES).map(([name, title]) => {
+      const lines = ["train", "validation"].map((split) => ({
+        class: split,
+        points: metrics.filter((row) => row.split === split).map((row) => [row.epoch, row[name] ?? NaN]),
+      }));
+      return lineChart(title, lines, { width: charts.clientWidth });
+    }),
+  );
 }

@@ -22,13 +22,13 @@ export function showSliders({ model, images, latent }, state) {
     const slider = element("input", { type: "range", min: -limit, max: limit, step: 0.01, "aria-label": said, "data-index": index });
     const output = element("output", {});
     const name = element("span", { class: "name" }, "z", element("sub", {}, String(index + 1)));
-    const bar = element("span", { class: "kl" }, element("i", {}), kl === null ? "" : number(kl));
-    bar.firstChild.style.width = kl === null ? "0" : `${(30 * kl) / most}px`;
+    const bar = element("span", { class: "kl" }, ...(kl === null ? [] : [element("i", {}), number(kl)]));
+    if (kl !== null) bar.firstChild.style.width = `${(30 * kl) / most}px`;
     (is_active ? active : collapsed).append(element("div", { class: "dimension" }, name, slider, output, bar));
     slider.addEventListener("input", () => {
       const z = Float32Array.from(state.get("z"));
       z[index] = Number(slider.value);
-      state.set({ z, selected: null, drawn: null });
+      state.set({ z, selected: null });
     });
     state.watch(["z"], () => {
       const value = state.get("z")[index];
