@@ -10,6 +10,7 @@ from vaecli.errors import UsageError
 
 if TYPE_CHECKING:
     from vaecli.evaluation.annealed import AnnealedEvaluation
+    from vaecli.evaluation.calibration import Calibration
     from vaecli.evaluation.gaps import Gaps
     from vaecli.evaluation.result import Evaluation
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
         "vae evaluate --ckpt 20261122-1431 --proposal encoder --k 5000",
         "vae evaluate --ckpt 20261122-1431 --method ais --bracket --limit 100",
         "vae evaluate --ckpt 20261122-1431 --gaps --limit 500",
+        "vae evaluate --ckpt 20261122-1431 --calibration",
         "vae evaluate --ckpt 20261122-1431 --no-binarised --json",
     )
 )
@@ -56,6 +58,12 @@ def evaluate(
     gaps: Annotated[
         bool, typer.Option("--gaps", help="Split what the bound loses into approximation and amortisation gap.")
     ] = False,
+    calibration: Annotated[
+        bool,
+        typer.Option(
+            "--calibration", help="Draw images from the model and see where their z lie among draws of q(z|x)."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     data_dir: DataDir = None,
     runs_dir: RunsDir = RUNS,
@@ -70,13 +78,21 @@ def evaluate(
         raise UsageError("--bracket goes with --method ais")
     if gaps and method != "importance":
         raise UsageError("--gaps goes with importance sampling: leave --method out")
+    if calibration and (gaps or method != "importance"):
+        raise UsageError("--calibration goes by itself: leave --gaps and --method out")
     from vaecli.cli.progress import show_stages
 
     if run.file is None and run.is_training and not quiet:
         note(f"{run.name} is still training: its newest checkpoint is evaluated")
     with show_stages(quiet=quiet or as_json) as callback:
-        found: Evaluation | AnnealedEvaluation | Gaps
-        if gaps:
+        found: Evaluation | AnnealedEvaluation | Gaps | Calibration
+        if calibration:
+            from vaecli.evaluation.calibration import evaluate_calibration
+            from vaecli.reports.calibration import draw_calibration
+
+            found, path = evaluate_calibration(run, n=limit or 1000, seed=seed, device=device, callback=callback)
+            text = calibration_table(found, draw_calibration(found, path))
+        elif gaps:
             from vaecli.evaluation.gaps import evaluate_gaps
             from vaecli.reports.gaps import draw_gaps
 
@@ -154,6 +170,35 @@ def gaps_table(found: "Gaps", picture: object) -> str:
             f"picture               {picture}",
         ]
     )
+
+
+def calibration_table(found: "Calibration", picture: object) -> str:
+    """Format how uniform the ranks of z are in the latent dimensions, of these the least uniform."""
+    n, n_dims, level = found.n_images, len(found.mean), 0.05
+    order = sorted(range(n_dims), key=lambda i: found.chi_square_p[i])
+    failed = sum(p * n_dims < level for p in found.chi_square_p)
+    lines = [
+        f"{found.decoder}, {found.checkpoint}: {n} images that the model drew, {found.draws} draws from q(z|x) each",
+        f"not uniform           {failed} of {n_dims} latent dimensions (chi-square, {level:.0%} for all together)",
+        f"p-value of all        {_p_value(found.p_value)}",
+        f"{'least uniform':<22}{'p-value':>9} {'deviation':>10} {'mean':>7} {'spread':>7}",
+    ]
+    lines += [
+        (
+            f"{f'  z{i}':<22}{_p_value(found.chi_square_p[i]):>9} {found.deviation[i]:>10.4f} {found.mean[i]:>7.3f} "
+            f"{found.spread[i]:>7.3f}"
+        )
+        for i in order[:5]
+    ]
+    lines += [
+        f"{'  of uniform ranks':<42} {f'.500 ± {0.2887 / n**0.5:.3f}':>7} {f'1 ± {0.4472 / n**0.5:.3f}':>9}",
+        f"picture               {picture}",
+    ]
+    return "\n".join(lines)
+
+
+def _p_value(p: float) -> str:
+    return f"{p:.2g}" if p >= 1e-16 else "< 1e-16"
 
 
 def table(found: "Evaluation", latent_dim: int) -> str:

@@ -22,7 +22,6 @@ from vaecli.evaluation.result import Origin
 from vaecli.files import write_atomically
 from vaecli.model.annealing import Path as AnnealingPath
 from vaecli.model.annealing import from_above, from_below, start_at_fitted, start_at_prior, target_of
-from vaecli.model.distributions import Factorised
 from vaecli.model.estimators import LogJoint, importance_weighted
 from vaecli.model.posterior_samples import log_evidence_from_posterior
 from vaecli.model.proposals import fit_proposal
@@ -104,9 +103,9 @@ def evaluate_annealed(
     arrays = _in_parts(work, held_out.batch, path.with_suffix(".partial.npz"), "annealing")
     simulated = dict[str, Tensor]()
     if spec.bracket:
-        z, batch = _simulate(held_out)
+        z, x = held_out.vae.simulate(len(held_out.images), held_out.generator("samples"))
         kept = path.with_suffix(".simulated.partial.npz")
-        simulated = _in_parts(work, batch, kept, "annealing images that the model drew", z)
+        simulated = _in_parts(work, Batch(x, x), kept, "annealing images that the model drew", z)
     found = _summarise(work, arrays, simulated)
     write_results(path, asdict(found), arrays | {f"simulated_{name}": value for name, value in simulated.items()})
     for kept in path.parent.glob(f"{path.stem}*.partial.npz"):
@@ -189,17 +188,6 @@ def _read_kept(kept: Path, digest: str) -> dict[str, Tensor]:
             return {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "digest"}
     except Exception:  # noqa: BLE001 (there is none, or it is damaged: numpy and zipfile share no error)
         return {}
-
-
-@torch.no_grad()
-def _simulate(held_out: HeldOut) -> tuple[Tensor, Batch]:
-    """Draw z from the prior and an image from p(x|z), as many as are evaluated: z is then an exact draw from p(z|x)."""
-    noise, like = held_out.generator("samples"), held_out.batch.input
-    z = held_out.vae.prior.draw(len(like), like, noise)
-    likelihood = held_out.vae.decoder(z)
-    assert isinstance(likelihood, Factorised)
-    x = likelihood.draw(noise)
-    return z, Batch(x, x)
 
 
 def _summarise(work: _Work, arrays: dict[str, Tensor], simulated: dict[str, Tensor]) -> AnnealedEvaluation:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -48,7 +48,7 @@ class HeldOut:
     @property
     def rows(self) -> int:
         """Return how many samples are decoded at a time."""
-        return ROWS.get(self.vae.device.type, ROWS_ELSEWHERE)
+        return rows_at_once(self.vae.device)
 
     @cached_property
     def batch(self) -> Batch:
@@ -92,19 +92,34 @@ def open_held_out(
         DataError: The images cannot be read.
         VaecliError: The checkpoint cannot be used.
     """
-    run = _evaluable(run).at(spec.checkpoint)
-    config, place = run.config, devices.resolve_device(device)
-    devices.flush_subnormals()
-    devices.allow_tf32(place, allowed=False)
-    vae = run.checkpoint.build_vae().to(place).requires_grad_(requires_grad=False)  # checked before images are read
-    use_library(vae, devices.choose_library(config.training.products, place))
-    on_stage = callback or silent
+    run, vae = open_model(run, device, spec.checkpoint)  # checked before images are read
+    config, place, on_stage = run.config, vae.device, callback or silent
     dataset = Dataset(config.data, config.model.likelihood.support, data_dir, on_stage)
     images = dataset.split(spec.split)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {spec.split} split has no images")
     grey_pixels = dataset.in_grey().split(spec.split).spread(spec.limit).to(place).pixels
     return HeldOut(run, vae, images.spread(spec.limit).to(place), grey_pixels, spec, on_stage)
+
+
+def open_model(run: Run, device: str, checkpoint: Literal["best", "last"] = "best") -> tuple[Run, VAE]:
+    """Load a run's model, and return the run at the checkpoint that it is of.
+
+    Raises:
+        UsageError: The device is not there.
+        VaecliError: The checkpoint cannot be used.
+    """
+    run, place = _evaluable(run).at(checkpoint), devices.resolve_device(device)
+    devices.flush_subnormals()
+    devices.allow_tf32(place, allowed=False)
+    vae = run.checkpoint.build_vae().to(place).requires_grad_(requires_grad=False)
+    use_library(vae, devices.choose_library(run.config.training.products, place))
+    return run, vae
+
+
+def rows_at_once(device: torch.device) -> int:
+    """Return how many samples are decoded at a time."""
+    return ROWS.get(device.type, ROWS_ELSEWHERE)
 
 
 def _evaluable(run: Run) -> Run:

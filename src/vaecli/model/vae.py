@@ -63,8 +63,16 @@ class VAE(nn.Module):
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator, *, draw: bool = False) -> Float[Tensor, "n D"]:
         """Draw z ~ p(z) n times and return the mean of each p(x|z), or a draw from it."""
+        if draw:
+            return self.simulate(n, generator)[1]
         z = self.prior.draw(n, next(self.parameters()), generator)
-        return torch.cat([self._decode(chunk, generator if draw else None) for chunk in z.split(CHUNK)])
+        return torch.cat([self._decode(chunk, None) for chunk in z.split(CHUNK)])
+
+    @torch.no_grad()
+    def simulate(self, n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n Z"], Float[Tensor, "n D"]]:
+        """Draw z ~ p(z) n times and x from each p(x|z): z is then an exact draw from p(z|x)."""
+        z = self.prior.draw(n, next(self.parameters()), generator)
+        return z, torch.cat([self._decode(chunk, generator) for chunk in z.split(CHUNK)])
 
     def _decode(self, z: Tensor, generator: torch.Generator | None) -> Tensor:
         likelihood = self.decoder(z)

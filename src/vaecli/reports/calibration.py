@@ -1,0 +1,59 @@
+"""The picture of an encoder's calibration: where the true z lies among draws from q(z|x)."""
+
+from pathlib import Path
+
+import numpy as np
+import scipy.stats
+from matplotlib.figure import Figure
+
+from vaecli.errors import VaecliError
+from vaecli.evaluation.calibration import Calibration
+from vaecli.files import write_text
+from vaecli.reports.plots import svg
+
+COLUMNS, PANELS = 5, 20
+"""Dimensions side by side, and in all: of more, those that are least uniform."""
+LEVEL = 0.99
+"""Of the bins of uniform ranks, so many lie in the band."""
+
+
+def draw_calibration(found: Calibration, path: Path) -> Path:
+    """Draw the histogram of ranks of each latent dimension over the band of uniform ones, beside the JSON file.
+
+    Args:
+        found: Of `evaluate_calibration`.
+        path: The file that it wrote.
+
+    Returns:
+        The picture's path.
+
+    Raises:
+        VaecliError: It cannot be written.
+    """
+    shown = np.sort(np.argsort(found.chi_square_p, kind="stable")[:PANELS])
+    histogram = np.array(found.histogram)
+    bins = histogram.shape[1]
+    columns = min(COLUMNS, len(shown))
+    lines = -(-len(shown) // columns)
+    figure = Figure(figsize=(1.9 * columns + 0.6, 1.5 * lines + 0.5), layout="constrained")
+    axes = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    low, high = scipy.stats.binom.interval(LEVEL, found.n_images, 1 / bins)
+    edges = np.linspace(0, 1, bins + 1)
+    for axis, dimension in zip(axes, shown, strict=False):
+        axis.axhspan(low, high, color="0.85", lw=0)
+        axis.axhline(found.n_images / bins, color="0.5", lw=0.8)
+        axis.stairs(histogram[dimension], edges, color="#4269d0", lw=1.4)
+        axis.set_title(f"z{dimension}: spread {found.spread[dimension]:.2f}", fontsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.tick_params(labelsize=7)
+    for axis in axes[len(shown) :]:
+        axis.set_visible(False)
+    axes[0].set(xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(0, 1.05 * max(high, histogram[shown].max())))
+    figure.supxlabel("rank of z among draws from q(z|x)", fontsize=8)
+    figure.supylabel("images", fontsize=8)
+    picture = path.with_suffix(".svg")
+    try:
+        write_text(picture, svg(figure, "Ranks of z among draws from q(z|x), over the band of uniform ranks"))
+    except OSError as error:
+        raise VaecliError(f"{picture}: cannot be written: {error.strerror}") from error
+    return picture
