@@ -9,14 +9,19 @@ import pytest
 import torch
 from playwright.sync_api import sync_playwright
 from torch import nn
+from torch.distributions import Normal
 
 from vaecli import cli
 from vaecli.config.likelihoods import LIKELIHOODS
+from vaecli.config.loading import parse_config
 from vaecli.data.dataset import Batch, Dataset, build_preprocess
 from vaecli.data.image_grid import ImageShape
 from vaecli.errors import UsageError
+from vaecli.model.conditionals import SIGMOID, Conditional
+from vaecli.model.distributions import DiagonalNormal
 from vaecli.model.estimators import expected_terms
 from vaecli.model.objectives import draw_noise
+from vaecli.model.vae import VAE
 from vaecli.randomness import generator
 from vaecli.reports.explorer import DRAWS, explore
 from vaecli.reports.in_browser import Arrays, Precision, choose_precision, describe_model
@@ -37,7 +42,7 @@ NETWORKS = (
 LATENT = [(posterior, prior) for posterior in ("diagonal", "full", "flow") for prior in ("standard", "mixture", "vamp")]
 EVERY = [
     *zip(LIKELIHOODS, NETWORKS, cycle(LATENT), strict=False),
-    *zip(reversed(LIKELIHOODS), cycle(({},)), LATENT[len(LIKELIHOODS) :], strict=False),
+    *zip(reversed(LIKELIHOODS), cycle(({"sigma": 0.2},)), LATENT[len(LIKELIHOODS) :], strict=False),
 ]
 """Every decoder, every kind of layer, and every posterior with every prior."""
 
@@ -75,20 +80,15 @@ def open_page(browser):
     assert errors == []
 
 
-@pytest.fixture
-def bars(tmp_path):
+def bars(directory, channels=1):
     """90 images of 7 x 6 pixels, or in colour: a bright bar at one of six places, 20 of them for testing."""
-
-    def write(channels=1):
-        rng = np.random.default_rng(0)
-        pixels = rng.integers(0, 60, (90, 7, 6, channels), dtype=np.uint8)
-        for i, image in enumerate(pixels):
-            image[:, i % 6] = 255 - image[:, i % 6]
-        path = tmp_path / f"bars{channels}.npz"
-        np.savez(path, images=pixels if channels > 1 else pixels[..., 0], labels=np.arange(90) % 6)
-        return {"name": str(path), "test": N}
-
-    return write
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 60, (90, 7, 6, channels), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        image[:, i % 6] = 255 - image[:, i % 6]
+    path = directory / f"bars{channels}.npz"
+    np.savez(path, images=pixels if channels > 1 else pixels[..., 0], labels=np.arange(90) % 6)
+    return {"name": str(path), "test": N}
 
 
 def close(value, expected, tolerance=1e-3):
@@ -98,10 +98,10 @@ def close(value, expected, tolerance=1e-3):
 
 
 @pytest.mark.parametrize(("decoder", "network", "latent"), EVERY)
-def test_the_browser_computes_what_torch_computes(small, bars, tmp_path, open_page, decoder, network, latent):
+def test_the_browser_computes_what_torch_computes(small, tmp_path, open_page, decoder, network, latent):
     """To 10⁻³ in pixels and means of 20 images, and to 0.1 nats in bounds, by the same noise."""
     posterior, prior = latent
-    data = bars(channels=3 if network.get("activation") == "gated" else 1)
+    data = bars(tmp_path, channels=3 if network.get("activation") == "gated" else 1)
     model = {
         "decoder": decoder,
         "latent_dim": 3,
@@ -145,16 +145,23 @@ def test_the_browser_computes_what_torch_computes(small, bars, tmp_path, open_pa
     close([one[1] for one in column["bound"]], bound.kl, 0.1)
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run on six bright bars in four latent dimensions."""
+    directory = tmp_path_factory.mktemp("trained")
+    values = {
+        "data": bars(directory),
+        "model": {"latent_dim": 4, "hidden_dim": 32},
+        "training": {"epochs": 30, "batch_size": 10, "compile": "off"},
+        "optimizer": {"learning_rate": 0.02},
+        "device": "cpu",
+    }
+    return train(parse_config(values), runs_dir=directory)
+
+
 @pytest.fixture
-def run(small, bars, tmp_path):
-    """Of six bright bars in four latent dimensions."""
-    config = small(
-        data=bars(),
-        model={"latent_dim": 4, "hidden_dim": 32},
-        training={"epochs": 30},
-        optimizer={"learning_rate": 0.02},
-    )
-    return train(config, runs_dir=tmp_path)
+def run(trained):
+    return load_run(trained.path)
 
 
 @pytest.fixture
@@ -331,11 +338,11 @@ def test_it_fits_a_phone(run, browser, tmp_path):
     context.close()
 
 
-def test_names_from_a_run_are_text_and_nothing_else(small, bars, tmp_path, open_page):
+def test_names_from_a_run_are_text_and_nothing_else(small, tmp_path, open_page):
     hostile = "<!--<script>alert(1);\u2028&amp;"
     path = tmp_path / hostile / "</script><script>document.title=1</script>".replace("/", "\u2215") / "<\u2028>.npz"
     path.parent.mkdir(parents=True)
-    Path(bars()["name"]).rename(path)
+    Path(bars(tmp_path)["name"]).rename(path)
     run = train(small(data={"name": str(path), "test": N}, training={"epochs": 1}), runs_dir=tmp_path / "r")
     named = tmp_path / "r" / "x" / "<img src=x onerror=alert(2)>"
     named.parent.mkdir()
@@ -360,6 +367,29 @@ def test_a_layer_without_a_counterpart_is_named(run):
     run.vae.decoder.network[1] = nn.Softsign()
     with pytest.raises(UsageError, match="a layer, Softsign, has no counterpart in the browser"):
         describe_model(run.vae, ImageShape(1, 7, 6), Precision(encoder=False, decoder=False), Arrays())
+
+
+def test_a_gaussian_of_ones_own_needs_no_counterpart_and_a_distribution_of_ones_own_does(run):
+    class Tight(Conditional):
+        n_params = 1
+        link = SIGMOID
+
+        def distribution(self, output):
+            return DiagonalNormal(self.link.mean(output), output.new_full((), -2.3))
+
+    class Wide(Tight):
+        def distribution(self, output):
+            return Normal(output, 1.0)
+
+    def described(decoder):
+        vae = VAE(run.vae.encoder, decoder(run.vae.decoder.network), run.vae.prior)
+        model = describe_model(vae, ImageShape(1, 7, 6), Precision(encoder=False, decoder=False), Arrays())
+        return model["decoder"]["likelihood"]
+
+    scale = {"slope": 0, "offset": pytest.approx(-2.3), "floor": None}
+    assert described(Tight) == {"type": "normal", "link": "sigmoid", "log_scale": scale}
+    with pytest.raises(UsageError, match="the decoder, Wide, has no counterpart in the browser"):
+        described(Wide)
 
 
 def test_the_command_writes_into_the_run_and_prints_the_path(run, monkeypatch, capsys):

@@ -17,7 +17,8 @@ from vaecli.cli.app import app, note, say
 from vaecli.errors import ConfigError, ReproducibilityWarning, VaecliError, is_out_of_memory, nearest
 
 COMMANDS = (
-    "train", "evaluate", "compare", "sweep", "reproduce", "generate", "explore", "runs", "configs", "validate", "explain",
+    "train", "evaluate", "compare", "sweep", "reproduce", "generate", "explore", "runs",
+    "configs", "validate", "explain",
 )  # fmt: skip
 """The modules of commands, in the order of the help; each registers its own."""
 TAKE_SETTINGS = ("train", "compare-decoders", "reproduce")

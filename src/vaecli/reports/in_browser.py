@@ -26,9 +26,8 @@ from vaecli.model.conditionals import (
     Described,
     DiscretizedLogistic,
     Gaussian,
-    IdentityGaussian,
-    SigmaGaussian,
 )
+from vaecli.model.distributions import DiagonalNormal
 from vaecli.model.networks import FromRows, Gate, ToRows
 from vaecli.model.posteriors import CONTEXT, Flow, FullCovariance, fixed_noise
 from vaecli.model.priors import GaussianMixture, Prior, StandardNormal, VampPrior
@@ -84,10 +83,9 @@ def choose_precision(vae: VAE, batch: Batch) -> Precision:
     encoder, decoder = _halved(vae.encoder), _halved(vae.decoder)
     q, q_halved = vae.encoder(batch.input), encoder(batch.input)
     p, p_halved = vae.decoder(q.mean), decoder(q.mean)
-    changes = [(q.mean, q_halved.mean), (q.stddev, q_halved.stddev)]
     log_p, log_p_halved = p.log_prob(batch.target), p_halved.log_prob(batch.target)
     return Precision(
-        all(_is_near(one, other, TOLERANCE) for one, other in changes),
+        _is_near(q.mean, q_halved.mean, TOLERANCE) and _is_near(q.stddev, q_halved.stddev, TOLERANCE),
         _is_near(p.mean, p_halved.mean, TOLERANCE) and _is_near(log_p, log_p_halved, TOLERANCE_NATS),
     )
 
@@ -169,7 +167,11 @@ def _found(table: dict[type, Any], of: object, what: str) -> Any:
     for kind in type(of).__mro__:
         if kind in table:
             return table[kind]
-    raise UsageError(f"explore: {what}, {type(of).__name__}, has no counterpart in the browser; add one to {__name__}")
+    raise _no_counterpart(what, of)
+
+
+def _no_counterpart(what: str, of: object) -> UsageError:
+    return UsageError(f"explore: {what}, {type(of).__name__}, has no counterpart in the browser; add one to {__name__}")
 
 
 def _weights(kind: str, met: Met, add: Callable[[Tensor], Json], arrays: Arrays, **more: Any) -> list[Json]:
@@ -232,18 +234,26 @@ def _log_scale(conditional: Any, slope: float, offset: float = 0.0) -> Json:
     return {"slope": slope, "offset": offset, "floor": conditional.floor.low}
 
 
-def _normal(conditional: Any, log_scale: Json) -> Json:
+def _normal(conditional: Conditional, log_scale: Json) -> Json:
     link = next(name for name, link in LINKS.items() if link is conditional.link)
     return {"type": "normal", "link": link, "log_scale": log_scale}
+
+
+def _normal_of_one_scale(conditional: Conditional) -> Json:
+    """Describe any Gaussian of one scale for all pixels, given or learned. Raises UsageError where it is none."""
+    outputs = torch.linspace(-3, 3, 7)
+    y = conditional.distribution(outputs) if conditional.n_params == 1 else None
+    if not isinstance(y, DiagonalNormal) or y.log_sigma.ndim or not y.mean.equal(conditional.link.mean(outputs)):
+        raise _no_counterpart("the decoder", conditional)
+    return _normal(conditional, {"slope": 0.0, "offset": y.log_sigma.item(), "floor": None})
 
 
 LIKELIHOODS: dict[type, Callable[[Any], Json]] = {
     Bernoulli: lambda _: {"type": "bernoulli"},
     Gaussian: lambda p: _normal(p, _log_scale(p, 0.5)),
-    IdentityGaussian: lambda p: _normal(p, {"slope": 0.0, "offset": 0.0, "floor": None}),
-    SigmaGaussian: lambda p: _normal(p, _log_scale(p, 0.0, p.log_sigma.item())),
     ContinuousBernoulli: lambda _: {"type": "continuous-bernoulli"},
     DiscretizedLogistic: lambda p: {"type": "discretized-logistic", "log_scale": _log_scale(p, 0.5, -3.0)},
+    Conditional: _normal_of_one_scale,
 }
 """What the browser calls p(x|z), and how it is made of the decoder's outputs."""
 
@@ -268,9 +278,10 @@ POSTERIORS: dict[type, Callable[[Any, int, Arrays], Json]] = {
 
 
 def _posterior(encoder: Conditional, latent_dim: int, arrays: Arrays) -> Json:
-    if isinstance(encoder, Described):
-        return _json(_found(POSTERIORS, encoder.describe, "the posterior")(encoder.describe, latent_dim, arrays))
-    return {"type": "diagonal"}
+    if not isinstance(encoder, Described):
+        return {"type": "diagonal"}
+    posterior: Json = _found(POSTERIORS, encoder.describe, "the posterior")(encoder.describe, latent_dim, arrays)
+    return posterior
 
 
 def _prior(prior: Prior, encoder: Conditional, posterior: Json, arrays: Arrays) -> Json:
@@ -282,11 +293,6 @@ def _prior(prior: Prior, encoder: Conditional, posterior: Json, arrays: Arrays) 
     elif isinstance(prior, VampPrior):
         outputs, of_parts = encoder.output(prior.pseudo_inputs.clamp(0, 1)), posterior
     else:
-        raise UsageError(f"explore: the prior, {type(prior).__name__}, has no counterpart in the browser")
+        raise _no_counterpart("the prior", prior)
     log_shares = arrays.add(prior.log_shares)
     return {"type": "mixture", "posterior": of_parts, "outputs": arrays.add(outputs), "log_shares": log_shares}
-
-
-def _json(value: Any) -> Json:
-    assert isinstance(value, dict)
-    return value
