@@ -1,6 +1,7 @@
 """The metrics of one checkpoint on one split, and reading them again. Needs no torch."""
 
 import zipfile
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from vaecli.errors import VaecliError
+from vaecli.shown import Shown, Summary
 
 FEW = 5.0
 """An image with fewer effective samples than this is counted by `..._low_share`."""
@@ -16,6 +18,19 @@ KNOWN_FROM = 10.0
 """The median effective sample size from which an estimate counts as known; below it is a bound, and ranks nothing."""
 ESTIMATES = ("log_evidence", "bits_per_dim", "binarised_nll")
 """The metrics that are estimated by importance samples."""
+
+SHOWN = {
+    "elbo": ("ELBO", 2),
+    "log_likelihood": ("log-likelihood", 2),
+    "kl": ("rate", 2),
+    "log_evidence": ("log evidence", 2),
+    "bits_per_dim": ("bits/dim", 3),
+    "binarised_nll": ("binarised NLL", 2),
+    "mean_squared_error": ("MSE", 4),
+    "active_units": ("active units", 0),
+}
+"""What a notebook shows of an evaluation: the title of each metric, and its digits."""
+SHOWN_OF_MANY = ("elbo", "log_evidence", "bits_per_dim", "binarised_nll", "mean_squared_error", "kl")
 
 
 @dataclass(frozen=True)
@@ -36,7 +51,7 @@ class Origin:
 
 
 @dataclass(frozen=True)
-class Evaluation(Origin):
+class Evaluation(Origin, Shown):
     """Hold the metrics of one checkpoint on one split: means over images, in nats per image unless said otherwise."""
 
     proposal: str
@@ -82,6 +97,23 @@ class Evaluation(Origin):
     binarised_nll_effective_sample_size: float | None
     binarised_nll_low_share: float | None
     binarised_nll_by_k: dict[str, float] | None
+
+    def summary(self) -> Summary:
+        """Return what a notebook shows of it: the metrics with their standard errors over images."""
+        rows = []
+        for metric, (title, digits) in SHOWN.items():
+            error = getattr(self, f"{metric}_se", None)
+            spread = "" if error is None else f" ± {error:.{digits}f}"
+            rows.append((title, f"{self.cell(metric)}{spread}"))
+        about = f"{self.run}, {self.checkpoint}: {self.n_images:,} {self.split} images, pixels {self.observed}"
+        notes = ["In nats per image, ± the standard error over images."]
+        return Summary(about, rows, notes=[*notes, f"The bound is {self.caveat}."] if self.caveat else notes)
+
+    def cell(self, metric: str) -> str:
+        """Format a metric for a table: what is only a bound as such, and what there is not as a dash."""
+        value = getattr(self, metric)
+        bound = "" if self.is_known(metric) else " (bound)"
+        return "–" if value is None else f"{value:.{SHOWN[metric][1]}f}{bound}"
 
     def is_known(self, metric: str) -> bool:
         """Return whether a metric is known: one estimated by too few effective samples is only a bound."""
@@ -129,3 +161,16 @@ def read_per_image(path: Path, name: str) -> NDArray[np.float64] | None:
 def _beside(path: Path) -> Path:
     """Return the file with the metrics of every image."""
     return path.with_suffix(".npz")
+
+
+def summarise(
+    title: str, keys: Sequence[str], results: Iterable[tuple[Sequence[str], Evaluation | None, str | None]]
+) -> Summary:
+    """Return what a notebook shows of several runs: for each its settings of the keys, and its metrics or its error."""
+    rows = [
+        [*settings, *("–" if found is None else found.cell(metric) for metric in SHOWN_OF_MANY), error or ""]
+        for settings, found, error in results
+    ]
+    columns = [*(key.rpartition(".")[2] for key in keys), *(SHOWN[metric][0] for metric in SHOWN_OF_MANY), ""]
+    notes = ["ELBO, log evidence and bits per dimension are compared between runs of one support only."]
+    return Summary(f"{title}: {len(rows)} runs", rows, columns, notes)

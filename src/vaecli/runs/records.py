@@ -128,3 +128,27 @@ def _git() -> dict[str, object]:
     except (OSError, subprocess.CalledProcessError):
         return {"git_commit": None, "git_dirty": None}
     return {"git_commit": commit.stdout.strip(), "git_dirty": bool(changes.stdout)}
+
+
+def describe_status(status: dict[str, Any]) -> list[tuple[str, str]]:
+    """Describe in a few lines what a run's status says, each a name and a value."""
+    reason = f" ({status['reason']})" if status.get("reason") else ""
+    lines = [("state", f"{status.get('state', 'not begun')}{reason}")]
+    if "epoch" in status:
+        lines.append(
+            ("epochs", f"{status['epoch']} of {status.get('epochs', '?')}, {status.get('images', 0):,} images seen")
+        )
+    for which in ("best", "last"):
+        bound = status.get(which) or {}
+        terms = [bound.get(name) for name in ("elbo", "log_likelihood", "kl")]
+        if all(isinstance(term, int | float) for term in terms):
+            elbo, log_likelihood, kl = terms
+            text = f"{elbo:.2f} = {log_likelihood:.2f} - {kl:.2f} nats, epoch {bound.get('epoch', '?')}"
+            lines.append((f"{which} validation ELBO", text))
+    if "decoder" in status:
+        lines.append(("model", f"{status['decoder']}, {status.get('latent_dim', '?')} latent dimensions"))
+        lines.append(("images", str(status.get("data", "?"))))
+        lines.append(("seed", str(status.get("seed", "?"))))
+    if status.get("caveat"):
+        lines.append(("the bound is", status["caveat"]))
+    return lines

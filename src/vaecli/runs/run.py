@@ -15,7 +15,8 @@ from vaecli.config.loading import dump_config, fixed_differences, load_config
 from vaecli.config.schema import Config
 from vaecli.errors import ConfigError, UsageError, VaecliError, some
 from vaecli.files import ABSENT, lock, may_be_directory, may_be_file, write_directory, write_json, write_text
-from vaecli.runs.records import describe_environment, read_metrics, read_object, read_status
+from vaecli.runs.records import describe_environment, describe_status, read_metrics, read_object, read_status
+from vaecli.shown import Shown, Summary
 
 if TYPE_CHECKING:
     from vaecli.model.vae import VAE
@@ -31,7 +32,7 @@ MAX_REFERENCE = 1000
 
 
 @dataclass(frozen=True)
-class Run:
+class Run(Shown):
     """Give access to a run on disk, seen through one of its checkpoints.
 
     Args:
@@ -117,6 +118,11 @@ class Run:
         if content.get("state") == "running" and not self.is_training:
             content |= {"state": "interrupted", "reason": "its process was killed"}
         return content
+
+    def summary(self) -> Summary:
+        """Return what a notebook shows of the run: how it ended, its bounds, and samples."""
+        picture = self.path / "samples" / "prior.png"
+        return Summary(str(self.path), describe_status(self.status), picture=picture)
 
     @property
     def environment(self) -> dict[str, Any]:

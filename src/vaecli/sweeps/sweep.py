@@ -17,9 +17,10 @@ from vaecli.config.loading import load_config, load_yaml
 from vaecli.config.schema import Config, get_setting
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import ConfigError, VaecliError, command_line
-from vaecli.evaluation.result import Evaluation, read_evaluation, read_per_image
+from vaecli.evaluation.result import Evaluation, read_evaluation, read_per_image, summarise
 from vaecli.files import may_be_file, safe_name
 from vaecli.runs.run import Run, list_runs
+from vaecli.shown import Shown, Summary
 from vaecli.stages import StageCallback, silent
 from vaecli.sweeps.spec import Spec, as_yaml, beside, check_count, plan_configs, varied_keys
 from vaecli.training.stopping import Stop
@@ -235,13 +236,19 @@ RunJobs = Callable[[Sequence[Job], Stop], list[JobResult]]
 
 
 @dataclass(frozen=True)
-class SweepResult:
+class SweepResult(Shown):
     """Hold a sweep and the results of its jobs; those of a comparison by decoder, then by seed."""
 
     sweep: Sweep
     results: tuple[JobResult, ...]
     data_dir: Path | None = None
     """Where torchvision's data sets are."""
+
+    def summary(self) -> Summary:
+        """Return what a notebook shows: a row for each run."""
+        keys, found = self.sweep.keys, self.results
+        named = [([str(get_setting(of.config, key)) for key in keys], of.evaluation, of.error) for of in found]
+        return summarise(f"{self.sweep.kind} {self.sweep.name}", keys, named)
 
     @property
     def done(self) -> list[JobResult]:
