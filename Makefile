@@ -5,7 +5,7 @@ DEVICE ?= cpu
 READY  := .venv/.ready
 VAE    := .venv/bin/vae
 
-.PHONY: train test stress fuzz bench lint format tensorboard clean help
+.PHONY: train test stress package fuzz bench lint format tensorboard clean help
 .DEFAULT_GOAL := help
 
 train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw samples from it
@@ -16,6 +16,9 @@ test: lint  ## lint, then run the tests, two files at a time
 
 stress: $(READY)  ## the tests that take long: fail at every write of a run, kill it at random, freeze parts of Ray
 	.venv/bin/python -m pytest --no-cov --stress
+
+package: $(READY)  ## build the wheel and the sdist into dist/, install each in an empty environment, and train from there
+	.venv/bin/python scripts/check_package.py
 
 fuzz: $(READY)  ## 10,000 damaged inputs of each kind
 	.venv/bin/python -m pytest --no-cov --hypothesis-profile=fuzz tests/test_fuzz.py

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from vaecli.cli import completion
+
 if TYPE_CHECKING:
     from vaecli.config.schema import Config
 
@@ -34,7 +36,10 @@ DataDir = Annotated[
 Ckpt = Annotated[
     str,
     typer.Option(
-        "--ckpt", metavar="RUN", help="A run directory, a checkpoint file, a run's name or a unique prefix of it."
+        "--ckpt",
+        metavar="RUN",
+        help="A run directory, a checkpoint file, a run's name or a unique prefix of it.",
+        autocompletion=completion.runs,
     ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print results only.")]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vaecli.cli import completion
 from vaecli.cli.app import (
     RUNS,
     SOME_FAILED,
@@ -36,11 +37,23 @@ TUTORIAL = ("gaussian", "i-gaussian", "bernoulli")
 )
 def compare_decoders(
     settings: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings over the config's, for every decoder.")
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings over the config's, for every decoder.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="The config that all share.")] = None,
+    config: Annotated[
+        str | None, typer.Option("--config", "-c", help="The config that all share.", autocompletion=completion.configs)
+    ] = None,
     decoders: Annotated[
-        str | None, typer.Option("--decoders", help="Names with commas between, or all; default: the tutorial's three.")
+        str | None,
+        typer.Option(
+            "--decoders",
+            help="Names with commas between, or all; default: the tutorial's three.",
+            autocompletion=completion.decoders,
+        ),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, max=1000, help="How many.")] = 3,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Runs at a time, each with its share of the cores.")] = 1,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vaecli.cli import completion
 from vaecli.cli.app import app, examples, note, result
 from vaecli.errors import UsageError, command_line
 
@@ -15,7 +16,7 @@ configs = typer.Typer(
 )
 app.add_typer(configs, name="configs")
 
-Name = Annotated[str, typer.Argument(help="A shipped config's name, or a path.")]
+Name = Annotated[str, typer.Argument(help="A shipped config's name, or a path.", autocompletion=completion.configs)]
 
 
 @configs.command("ls", epilog=examples("vae configs ls"))

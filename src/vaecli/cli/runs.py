@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vaecli.cli import completion
 from vaecli.cli.app import RUNS, Json, RunsDir, app, examples, note, result
 from vaecli.errors import UsageError, VaecliError, suggest
 
@@ -32,7 +33,10 @@ def ls(
         Literal["time", "elbo"], typer.Option("--sort", help="Oldest first, or best first within each support.")
     ] = "time",
     where: Annotated[
-        list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help="Only runs with this setting.")
+        list[str] | None,
+        typer.Option(
+            "--where", metavar="KEY=VALUE", help="Only runs with this setting.", autocompletion=completion.settings
+        ),
     ] = None,
     runs_dir: RunsDir = RUNS,
     as_json: Json = False,
@@ -82,7 +86,12 @@ def ls(
     epilog=examples("vae runs show 20261122-1431", "vae runs show runs/bernoulli/20261122-143125-bernoulli-s0 --json"),
 )
 def show(
-    reference: Annotated[str, typer.Argument(metavar="RUN", help="A run directory, a name or a unique prefix of it.")],
+    reference: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A run directory, a name or a unique prefix of it.", autocompletion=completion.runs
+        ),
+    ],
     runs_dir: RunsDir = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -114,8 +123,13 @@ def show(
 
 @runs.command("diff", epilog=examples("vae runs diff 20261122-1431 20261122-1502"))
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="A run directory, a name or a unique prefix of it.")],
-    second: Annotated[str, typer.Argument(metavar="B", help="The other.")],
+    first: Annotated[
+        str,
+        typer.Argument(
+            metavar="A", help="A run directory, a name or a unique prefix of it.", autocompletion=completion.runs
+        ),
+    ],
+    second: Annotated[str, typer.Argument(metavar="B", help="The other.", autocompletion=completion.runs)],
     runs_dir: RunsDir = RUNS,
     as_json: Json = False,
 ) -> None:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vaecli.cli import completion
 from vaecli.cli.app import RUNS, DataDir, Json, Quiet, RunsDir, StopOnSignal, app, caveats, examples, note, result
 from vaecli.errors import InterruptedRunError, UsageError, command_line
 
@@ -25,14 +26,29 @@ if TYPE_CHECKING:
 def train(
     settings: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Settings over the config's, as model.latent_dim=10."),
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Settings over the config's, as model.latent_dim=10.",
+            autocompletion=completion.settings,
+        ),
     ] = None,
     config: Annotated[
-        str | None, typer.Option("--config", "-c", help="A path, or the name of a shipped config.")
+        str | None,
+        typer.Option(
+            "--config", "-c", help="A path, or the name of a shipped config.", autocompletion=completion.configs
+        ),
     ] = None,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run.")] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Go on with a run.", autocompletion=completion.runs)
+    ] = None,
     init_from: Annotated[
-        str | None, typer.Option("--init-from", metavar="RUN", help="Start a new run from the weights of another.")
+        str | None,
+        typer.Option(
+            "--init-from",
+            metavar="RUN",
+            help="Start a new run from the weights of another.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", help="The same as seed=N.")] = None,

@@ -5,6 +5,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from vaecli.cli import completion
 from vaecli.cli.app import Json, Quiet, app, caveats, examples, note, result
 from vaecli.errors import ConfigError, UsageError
 
@@ -16,7 +17,12 @@ SWEEPS_OWN = {"base", "grid", "points"}
     epilog=examples("vae validate mine.yaml", "vae validate configs/*.yaml sizes.yaml", "vae validate mine.yaml --json")
 )
 def validate(
-    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Configs and sweeps; shipped ones by name.")],
+    files: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILE...", help="Configs and sweeps; shipped ones by name.", autocompletion=completion.configs
+        ),
+    ],
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
