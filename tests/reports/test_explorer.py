@@ -313,6 +313,9 @@ def test_views_pins_and_the_drawer_do_what_they_say(page, run):
     page.click("#play")
     until(page, "explorer.state.get('z').some((value, i) => Math.abs(value) > 1e-3)")
     page.click("#play")
+    across, up = page.evaluate("explorer.state.get('axes')")
+    page.select_option("#axis-x", str(up))
+    assert page.evaluate("explorer.state.get('axes')") == [up, across]  # no plane has the same dimension twice
     page.select_option("#axes-kind", "components")
     page.click("#pictures")
     until(page, "explorer.state.get('pictures')?.decoded > 20")

@@ -38,8 +38,8 @@ DRAWS = 16
 """Draws from q(z|x) by which the bound of each image is estimated, in the page as well."""
 ROWS = 1000
 """Samples decoded at a time."""
-SCRIPTS = ("arrays", "layers", "distributions", "model", "state", "pixels", "strokes", "chart", "map", "decoded",
-           "sliders", "drawing", "run", "main")  # fmt: skip
+SCRIPTS = ("arrays", "layers", "distributions", "model", "state", "pixels", "strokes", "chart", "plane", "landscape",
+           "choices", "map", "decoded", "sliders", "drawing", "run", "main")  # fmt: skip
 """The modules of the page, each after those that it imports from."""
 CENTRED = "mnist"
 """The data set whose images are centred by their mass, in a box: what is drawn for it is so as well."""
@@ -214,7 +214,6 @@ def _describe_run(shown: Shown, precision: Precision) -> dict[str, Any]:
         "support": shown.config.support_title,
         "caveat": shown.config.caveat,
         "data": shown.config.data.name,
-        "status": {key: value for key, value in run.status.items() if key in {"state", "epoch", "epochs", "images"}},
         "metrics": [{name: row[name] for name in columns} for row in run.metrics],
         "evaluations": [_figures(found) for found in _evaluations(run)],
         "config": dump_config(shown.config).rstrip(),
@@ -247,7 +246,8 @@ def _summary(config: Config) -> str:
     """Say in one line what the model is."""
     model = config.model
     network = {"mlp": "perceptrons", "conv": "convolutions"}.get(model.network, model.network)
+    dimensions = "1 latent dimension" if model.latent_dim == 1 else f"{model.latent_dim} latent dimensions"
     return (
-        f"{model.decoder} decoder, {model.latent_dim} latent dimensions, {network}; "
+        f"{model.decoder} decoder, {dimensions}, {network}; "
         f"{model.posterior} posterior, {model.prior} prior; trained on {Path(config.data.name).name}"
     )

@@ -36,7 +36,9 @@ export function row(array, i) {
 /* Return halves (IEEE 754, as 16-bit words) in single precision, by a table of all there are. */
 function singles(halves) {
   singles.table ??= Float32Array.from({ length: 65536 }, (_, word) => {
-    const sign = word >> 15 ? -1 : 1, exponent = (word >> 10) & 31, fraction = word & 1023;
+    const sign = word >> 15 ? -1 : 1;
+    const exponent = (word >> 10) & 31;
+    const fraction = word & 1023;
     if (exponent === 31) return fraction ? NaN : sign * Infinity;
     return exponent ? sign * 2 ** (exponent - 15) * (1 + fraction / 1024) : (sign * fraction) / 2 ** 24;
   });

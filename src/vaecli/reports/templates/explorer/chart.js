@@ -16,9 +16,15 @@ export function number(value, digits = 2) {
   return value.toFixed(digits).replace("-", "−");
 }
 
+/* Return a number of things. */
+export function count(n, noun) {
+  return `${n.toLocaleString("en")} ${noun}${n === 1 ? "" : "s"}`;
+}
+
 /* Return ticks at round numbers within an interval, about so many. */
 function ticks(low, high, count) {
-  const rough = (high - low || 1) / count, power = 10 ** Math.floor(Math.log10(rough));
+  const rough = (high - low || 1) / count;
+  const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough);
   const found = [];
   for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-6; tick += step) found.push(tick);
@@ -41,7 +47,8 @@ export function lineChart(title, lines, { width, height = 190 }) {
   if (y1 === y0) [y0, y1] = [y0 - 1, y1 + 1];
   const x = (value) => left + ((value - x0) / (x1 - x0)) * (right - left);
   const y = (value) => bottom - ((value - y0) / (y1 - y0)) * (bottom - top);
-  const vertical = ticks(y0, y1, 4), horizontal = ticks(x0, x1, 5);
+  const vertical = ticks(y0, y1, 4);
+  const horizontal = ticks(x0, x1, 5);
   for (const tick of vertical.found)
     svg.append(
       element("line", { x1: left, x2: right, y1: y(tick), y2: y(tick), class: "grid" }),
@@ -54,7 +61,8 @@ export function lineChart(title, lines, { width, height = 190 }) {
   for (const line of shown) {
     const d = line.points.map((p, i) => `${i ? "L" : "M"}${x(p[0]).toFixed(1)} ${y(p[1]).toFixed(1)}`).join("");
     svg.append(element("path", { d, class: `line ${line.class}` }));
-    if (line.points.length === 1) svg.append(element("circle", { cx: x(line.points[0][0]), cy: y(line.points[0][1]), r: 3, class: line.class }));
+    if (line.points.length === 1)
+      svg.append(element("circle", { cx: x(line.points[0][0]), cy: y(line.points[0][1]), r: 3, class: line.class }));
   }
   return svg;
 }
@@ -63,7 +71,8 @@ export function lineChart(title, lines, { width, height = 190 }) {
 export function distributionChart(title, values, marked, { width, height = 88, digits = 1 }) {
   const svg = element("svg", { width, height, role: "img", class: "chart" });
   const [left, right, top, bottom] = [0, width, 24, height - 18];
-  const sorted = Float32Array.from(values).sort(), outside = Math.floor(0.002 * (sorted.length - 1));
+  const sorted = Float32Array.from(values).sort();
+  const outside = Math.floor(0.002 * (sorted.length - 1));
   let [low, high] = [sorted[outside], sorted[sorted.length - 1 - outside]];
   const span = high - low || 2; // what is marked may widen the chart to double, and then stands at its edge
   const place = Math.min(Math.max(marked ?? low, low - span), high + span);
@@ -74,25 +83,48 @@ export function distributionChart(title, values, marked, { width, height = 88, d
     const bin = Math.floor(((value - low) / (high - low)) * bins.length);
     if (bin >= 0 && bin < bins.length) bins[bin]++;
   }
-  const most = Math.max(...bins), size = (right - left) / bins.length;
+  const most = Math.max(...bins);
+  const size = (right - left) / bins.length;
   bins.forEach((count, i) => {
     const tall = (count / most) * (bottom - top);
-    if (count) svg.append(element("rect", { x: left + i * size, y: bottom - tall, width: size - 0.6, height: tall, class: "bar" }));
+    if (count)
+      svg.append(
+        element("rect", { x: left + i * size, y: bottom - tall, width: size - 0.6, height: tall, class: "bar" }),
+      );
   });
   svg.append(element("line", { x1: left, x2: right, y1: bottom, y2: bottom, class: "axis" }));
-  for (const tick of ticks(low, high, 4).found)
-    svg.append(element("text", { x: Math.min(Math.max(x(tick), 14), width - 14), y: height - 4, "text-anchor": "middle" }, number(tick, 0)));
+  const along = ticks(low, high, 4);
+  for (const tick of along.found) {
+    const text = number(tick, along.digits);
+    const half = 3.5 * text.length;
+    svg.append(
+      element(
+        "text",
+        { x: Math.min(Math.max(x(tick), half), width - half), y: height - 4, "text-anchor": "middle" },
+        text,
+      ),
+    );
+  }
   svg.append(element("text", { x: left, y: 13, class: "strong" }, title));
   if (place !== (marked ?? place)) {
-    const side = Math.sign(marked - place), tip = x(place) + 4 * side, back = x(place) - 5 * side, middle = (top + bottom) / 2;
-    svg.append(element("path", { d: `M${back} ${middle - 6}L${tip} ${middle}L${back} ${middle + 6}Z`, class: "marked" }));
+    const side = Math.sign(marked - place);
+    const tip = x(place) + 4 * side;
+    const back = x(place) - 5 * side;
+    const middle = (top + bottom) / 2;
+    svg.append(
+      element("path", { d: `M${back} ${middle - 6}L${tip} ${middle}L${back} ${middle + 6}Z`, class: "marked" }),
+    );
   }
   let said = `${title}; no drawing yet`;
   if (marked !== null) {
     said = `${title}: ${number(marked, digits)}`;
     svg.append(
       element("line", { x1: x(place), x2: x(place), y1: top - 6, y2: bottom, class: "marked" }),
-      element("text", { x: right, y: 13, "text-anchor": "end", class: "strong marked" }, `${number(marked, digits)} nats`),
+      element(
+        "text",
+        { x: right, y: 13, "text-anchor": "end", class: "strong marked" },
+        `${number(marked, digits)} nats`,
+      ),
     );
   }
   svg.prepend(element("title", {}, said));
@@ -113,10 +145,17 @@ export function intervalChart(names, q, { width, height = 236 }) {
       element("text", { x: left - 5, y: y(tick) + 4, "text-anchor": "end" }, number(tick, 0)),
     );
   const size = (right - left) / names.length;
+  const letters = Math.max(...names.map(({ index }) => String(index + 1).length));
   names.forEach(({ index, isActive }, i) => {
     const x = left + (i + 0.5) * size;
-    if (i % Math.ceil(16 / size) === 0)
-      svg.append(element("text", { x, y: height - 6, "text-anchor": "middle", class: isActive ? "" : "faint" }, String(index + 1)));
+    if (i % Math.ceil((7 * letters + 4) / size) === 0)
+      svg.append(
+        element(
+          "text",
+          { x, y: height - 6, "text-anchor": "middle", class: isActive ? "" : "faint" },
+          String(index + 1),
+        ),
+      );
     if (!q) return;
     const [mean, stddev] = [q.mean[index], q.stddev[index]];
     svg.append(

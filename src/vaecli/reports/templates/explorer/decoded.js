@@ -4,15 +4,18 @@ import { number } from "./chart.js";
 import { Random } from "./distributions.js";
 import { paint } from "./pixels.js";
 
-const FRAMES = 9, SECONDS = 4;
+const FRAMES = 9;
+const SECONDS = 4;
 
 export function showDecoded(page, state) {
   const { model } = page;
-  const canvas = document.getElementById("decoded"), caption = document.getElementById("decoded-caption");
+  const canvas = document.getElementById("decoded");
+  const caption = document.getElementById("decoded-caption");
 
   state.derive("likelihood", ["z"], () => model.decode(state.get("z")));
   state.watch(["likelihood", "show", "draw"], () => {
-    const p = state.get("likelihood"), show = state.get("show");
+    const p = state.get("likelihood");
+    const show = state.get("show");
     const values = show === "draw" ? p.draw(new Random(state.get("draw"))) : p[show]();
     const most = show === "stddev" ? values.reduce((high, value) => Math.max(high, value), 1e-9) : 1;
     paint(canvas, values, model.shape, 1 / most);
@@ -42,13 +45,16 @@ function onClick(id, act) {
 }
 
 function showNearest({ model, images }, state) {
-  const canvas = document.getElementById("nearest"), caption = document.getElementById("nearest-caption");
+  const canvas = document.getElementById("nearest");
+  const caption = document.getElementById("nearest-caption");
   state.derive("nearest", ["z"], () => {
     const z = state.get("z");
-    let index = 0, least = Infinity;
+    let index = 0;
+    let least = Infinity;
     for (let i = 0; i < images.n; i++) {
       let distance = 0;
-      for (let k = 0, at = i * z.length; k < z.length && distance < least; k++) distance += (images.mean[at + k] - z[k]) ** 2;
+      for (let k = 0, at = i * z.length; k < z.length && distance < least; k++)
+        distance += (images.mean[at + k] - z[k]) ** 2;
       if (distance < least) [index, least] = [i, distance];
     }
     return { index, distance: Math.sqrt(least) };
@@ -59,21 +65,27 @@ function showNearest({ model, images }, state) {
     if (index !== shown) paint(canvas, row(images.pixels, index), model.shape, 1 / 255);
     shown = index;
     const label = images.labels ? `, label ${images.labels[index]}` : "";
-    caption.textContent = distance < 1e-6 ? `${images.split} image${label}: z is its mean` : `Nearest ${images.split} image${label}, at distance ${number(distance)}`;
+    caption.textContent =
+      distance < 1e-6
+        ? `${images.split} image${label}: z is its mean`
+        : `Nearest ${images.split} image${label}, at distance ${number(distance)}`;
     canvas.setAttribute("aria-label", caption.textContent);
   });
 }
 
 /* Let two points be pinned, and z go the way between them. */
 function showWay({ model }, state) {
-  const way = document.getElementById("way"), play = document.getElementById("play");
+  const way = document.getElementById("way");
+  const play = document.getElementById("play");
   const strip = document.getElementById("strip");
   const between = (t) => {
     const { a, b } = state.get("pins");
     return a.map((value, i) => value + t * (b[i] - value));
   };
   const frames = Array.from({ length: FRAMES }, () => strip.appendChild(document.createElement("canvas")));
-  state.watch(["pins"], () => frames.forEach((frame, i) => paint(frame, model.decode(between(i / (FRAMES - 1))).mean(), model.shape)));
+  state.watch(["pins"], () =>
+    frames.forEach((frame, i) => paint(frame, model.decode(between(i / (FRAMES - 1))).mean(), model.shape)),
+  );
   const go = (t) => {
     way.value = t;
     way.setAttribute("aria-valuetext", `${Math.round(100 * t)} % of the way from A to B`);

@@ -68,12 +68,15 @@ const PIXELS = {
   /* A mass on the levels k of x = k/255, of a logistic variable rounded to the nearest, its tails at the ends. */
   "discretized-logistic": {
     mean(m, s) {
-      const scale = 255 * Math.exp(s), at = (end) => scale * softplus((255 * m - end) / scale);
+      const scale = 255 * Math.exp(s);
+      const at = (end) => scale * softplus((255 * m - end) / scale);
       return (at(0) - at(255)) / 255;
     },
     stddev(m, s) {
       const scale = 255 * Math.exp(s);
-      let first = 0, second = 0, below = 0;
+      let first = 0;
+      let second = 0;
+      let below = 0;
       for (let k = 0; k < 256; k++) {
         const above = k < 255 ? sigmoid((k + 0.5 - 255 * m) / scale) : 1;
         first += ((above - below) * k) / 255;
@@ -83,8 +86,10 @@ const PIXELS = {
       return Math.sqrt(Math.max(second - first ** 2, 0));
     },
     logProb(m, s, x) {
-      const scale = 255 * Math.exp(s), k = 255 * x;
-      const above = -softplus(-(k + 0.5 - 255 * m) / scale), below = -softplus((k - 0.5 - 255 * m) / scale);
+      const scale = 255 * Math.exp(s);
+      const k = 255 * x;
+      const above = -softplus(-(k + 0.5 - 255 * m) / scale);
+      const below = -softplus((k - 0.5 - 255 * m) / scale);
       if (k < 0.5) return above;
       return k > 254.5 ? below : above + below + Math.log(-Math.expm1(-1 / scale));
     },
@@ -132,7 +137,8 @@ const logNoise = (epsilon) => -0.5 * epsilon.reduce((total, e) => total + e * e,
    logProb(z); and klPerDimension(), KL(q ‖ N(0, I)), null where it has no closed form. */
 const POSTERIORS = {
   diagonal(_, outputs, n) {
-    const mean = outputs.subarray(0, n), logSigma = outputs.subarray(n, 2 * n).map((v) => v / 2);
+    const mean = outputs.subarray(0, n);
+    const logSigma = outputs.subarray(n, 2 * n).map((v) => v / 2);
     const stddev = logSigma.map(Math.exp);
     const ofNoise = (epsilon) => logNoise(epsilon) - sum(logSigma);
     return {
@@ -146,7 +152,8 @@ const POSTERIORS = {
 
   /* z = μ + L ε with L = diag(σ) U; U's rows below its diagonal of ones come after μ and log σ². */
   full(_, outputs, n) {
-    const mean = outputs.subarray(0, n), logSigma = outputs.subarray(n, 2 * n).map((v) => v / 2);
+    const mean = outputs.subarray(0, n);
+    const logSigma = outputs.subarray(n, 2 * n).map((v) => v / 2);
     const sigma = logSigma.map(Math.exp);
     const below = (i) => outputs.subarray(2 * n + (i * (i - 1)) / 2, 2 * n + (i * (i + 1)) / 2);
     const stddev = sigma.map((s, i) => s * Math.sqrt(1 + below(i).reduce((total, u) => total + u * u, 0)));
@@ -170,8 +177,10 @@ const POSTERIORS = {
 
   /* z = μ + σ ⊙ f(ε; c), f of coupling layers; its moments are those of the same noise as in Python. */
   flow({ couplings, noise }, outputs, n) {
-    const shift = outputs.subarray(0, n), logSigma = outputs.subarray(n, 2 * n).map((v) => v / 2);
-    const sigma = logSigma.map(Math.exp), context = outputs.subarray(2 * n);
+    const shift = outputs.subarray(0, n);
+    const logSigma = outputs.subarray(n, 2 * n).map((v) => v / 2);
+    const sigma = logSigma.map(Math.exp);
+    const context = outputs.subarray(2 * n);
     const minimum = Math.log(1e-3); // of a coupling's log scale
     const joined = new Float32Array(n + context.length);
     joined.set(context, n);
@@ -185,7 +194,8 @@ const POSTERIORS = {
     }
 
     function transport(epsilon) {
-      let y = Float32Array.from(epsilon), logVolume = 0;
+      let y = Float32Array.from(epsilon);
+      let logVolume = 0;
       for (const coupling of couplings) {
         const { shift: move, log } = coupled(coupling, y);
         y = y.map((v, i) => v * Math.exp(log[i]) + move[i]);
@@ -195,9 +205,11 @@ const POSTERIORS = {
     }
 
     function logProb(z) {
-      let y = shift.map((m, i) => (z[i] - m) / sigma[i]), logVolume = 0;
+      let y = shift.map((m, i) => (z[i] - m) / sigma[i]);
+      let logVolume = 0;
       for (const coupling of couplings.toReversed()) {
-        let x = new Float32Array(n), log;
+        let x = new Float32Array(n);
+        let log;
         for (let pass = 0; pass < coupling.passes; pass++) {
           const at = coupled(coupling, x);
           x = y.map((v, i) => (v - at.shift[i]) / Math.exp(at.log[i]));
@@ -212,7 +224,13 @@ const POSTERIORS = {
     const draws = Array.from({ length: noise.shape[0] }, (_, i) => transport(noise.subarray(i * n, (i + 1) * n)).z);
     const mean = shift.map((_, i) => sum(draws.map((z) => z[i])) / draws.length);
     const variance = (m, i) => draws.reduce((total, z) => total + (z[i] - m) ** 2, 0) / (draws.length - 1);
-    return { mean, stddev: mean.map((m, i) => Math.sqrt(variance(m, i))), transport, logProb, klPerDimension: () => null };
+    return {
+      mean,
+      stddev: mean.map((m, i) => Math.sqrt(variance(m, i))),
+      transport,
+      logProb,
+      klPerDimension: () => null,
+    };
   },
 };
 
@@ -249,7 +267,8 @@ export class Prior {
 
   logProb(z) {
     if (this.isStandard) return logNoise(z);
-    const terms = this.parts.map((part, k) => this.logShares[k] + part.logProb(z)), most = Math.max(...terms);
+    const terms = this.parts.map((part, k) => this.logShares[k] + part.logProb(z));
+    const most = Math.max(...terms);
     return most + Math.log(sum(terms.map((term) => Math.exp(term - most))));
   }
 }

@@ -1,32 +1,41 @@
 /* A pad to draw on. What is drawn is encoded as it grows; its bound stands beside those of the test images. */
 import { row } from "./arrays.js";
-import { distributionChart, intervalChart, number } from "./chart.js";
+import { count, distributionChart, intervalChart, number } from "./chart.js";
 import { Random } from "./distributions.js";
 import { preprocess } from "./model.js";
-import { imageData, paint, seenSize } from "./pixels.js";
+import { imageData, paint } from "./pixels.js";
 import { centre, rasterise } from "./strokes.js";
 
 const MAX_DIMENSIONS = 24;
 
 export function showDrawing(page, state) {
   const { model, images, latent } = page;
-  const pad = document.getElementById("pad"), size = seenSize(model.shape);
-  const box = document.getElementById("centred"), brush = document.getElementById("brush"), ink = document.getElementById("ink");
-  const random = new Random(1), noises = Array.from({ length: images.draws }, () => random.normals(model.latent_dim));
-  const dimensions = latent.dimensions.slice(0, MAX_DIMENSIONS).map(({ index, is_active }) => ({ index, isActive: is_active }));
-  let strokes = [], base = null, isDrawing = false, timer = null;
+  const pad = document.getElementById("pad");
+  const { height, width, channels } = model.shape;
+  const box = document.getElementById("centred");
+  const brush = document.getElementById("brush");
+  const ink = document.getElementById("ink");
+  const random = new Random(1);
+  const noises = Array.from({ length: images.draws }, () => random.normals(model.latent_dim));
+  const dimensions = latent.dimensions
+    .slice(0, MAX_DIMENSIONS)
+    .map(({ index, is_active }) => ({ index, isActive: is_active }));
+  let strokes = [];
+  let base = null;
+  let isDrawing = false;
+  let timer = null;
 
   pad.width = 336;
-  pad.height = Math.round((336 * size.height) / size.width);
-  ink.parentElement.hidden = model.shape.channels !== 3;
+  pad.height = Math.round((336 * height) / width);
+  ink.parentElement.hidden = channels !== 3;
   box.parentElement.hidden = !images.are_centred;
   box.checked = images.are_centred;
-  brush.value = Math.max(0.5, (1.25 * Math.min(model.shape.height, model.shape.width)) / 28);
-  brush.max = Math.max(3, Math.min(model.shape.height, model.shape.width) / 6);
+  brush.value = Math.max(0.5, (1.25 * Math.min(height, width)) / 28);
+  brush.max = Math.max(3, Math.min(height, width) / 6);
 
   function colour() {
     const rgb = [1, 3, 5].map((at) => parseInt(ink.value.slice(at, at + 2), 16));
-    return model.shape.channels === 3 ? rgb : new Array(model.shape.channels).fill(255);
+    return channels === 3 ? rgb : new Array(channels).fill(255);
   }
 
   /* Return the pixels of what is drawn as the encoder gets them; null for nothing. */
@@ -40,11 +49,22 @@ export function showDrawing(page, state) {
     drawPad();
     const drawn = pixels();
     if (!drawn) return state.set({ drawn: null, bound: null });
-    const x = preprocess(images.preprocessing, drawn), q = model.encode(x);
+    const x = preprocess(images.preprocessing, drawn);
+    const q = model.encode(x);
     const of = { pixels: drawn, x, q };
     state.set({ drawn: of, z: Float32Array.from(q.mean), selected: "drawing" });
     clearTimeout(timer); // 16 times the work of a frame: when there is time for it
     timer = setTimeout(() => state.set({ bound: { of, ...model.bound(x, noises) } }), isDrawing ? 40 : 0);
+  }
+
+  /* Return the image that is drawn over, and its shape: of channels that are no colours their mean. */
+  function onPaper() {
+    if (channels === 1 || channels === 3) return [base, model.shape];
+    const mean = Float32Array.from(
+      { length: height * width },
+      (_, i) => base.subarray(i * channels, (i + 1) * channels).reduce((sum, v) => sum + v, 0) / channels,
+    );
+    return [mean, { height, width, channels: 1 }];
   }
 
   function drawPad() {
@@ -53,15 +73,15 @@ export function showDrawing(page, state) {
     pen.fillRect(0, 0, pad.width, pad.height);
     if (base) {
       const picture = document.createElement("canvas");
-      Object.assign(picture, size);
-      picture.getContext("2d").putImageData(imageData(base, model.shape, 1 / 255), 0, 0);
+      Object.assign(picture, { height, width });
+      picture.getContext("2d").putImageData(imageData(...onPaper(), 1 / 255), 0, 0);
       pen.imageSmoothingEnabled = false;
       pen.drawImage(picture, 0, 0, pad.width, pad.height);
     }
     pen.lineCap = pen.lineJoin = "round";
     for (const { points, radius, css } of strokes) {
       pen.strokeStyle = css;
-      pen.lineWidth = (2 * radius * pad.width) / size.width;
+      pen.lineWidth = (2 * radius * pad.width) / width;
       pen.beginPath();
       points.forEach(([x, y], i) => pen[i ? "lineTo" : "moveTo"](x * pad.width, y * pad.height));
       if (points.length === 1) pen.lineTo(points[0][0] * pad.width, points[0][1] * pad.height + 0.1);
@@ -71,14 +91,14 @@ export function showDrawing(page, state) {
   }
 
   const placeOf = (event) => {
-    const { left, top, width, height } = pad.getBoundingClientRect();
-    return [(event.clientX - left) / width, (event.clientY - top) / height];
+    const box = pad.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
   };
   pad.addEventListener("pointerdown", (event) => {
     if (event.button) return;
     pad.setPointerCapture(event.pointerId);
     isDrawing = true;
-    const css = model.shape.channels === 3 ? ink.value : "#fff";
+    const css = channels === 3 ? ink.value : "#fff";
     strokes.push({ points: [placeOf(event)], radius: Number(brush.value), colour: colour(), css });
     schedule();
   });
@@ -128,9 +148,11 @@ export function showDrawing(page, state) {
 
 /* Show what the encoder sees of a drawing, q(z|x), the reconstruction, and the bound. */
 function showEncoded({ model, images, run }, state, dimensions) {
-  const seen = document.getElementById("seen"), reconstruction = document.getElementById("reconstruction");
+  const seen = document.getElementById("seen");
+  const reconstruction = document.getElementById("reconstruction");
   const nothing = new Float32Array(model.n_pixels);
-  const place = (id) => document.getElementById(id), wide = (id) => ({ width: place(id).clientWidth || 400 });
+  const place = (id) => document.getElementById(id);
+  const wide = (id) => ({ width: place(id).clientWidth || 400 });
   state.watch(["drawn", "size"], () => {
     const drawn = state.get("drawn");
     place("as-z").disabled = !drawn;
@@ -139,23 +161,32 @@ function showEncoded({ model, images, run }, state, dimensions) {
     place("posterior").replaceChildren(intervalChart(dimensions, drawn?.q ?? null, wide("posterior")));
   });
   state.watch(["bound", "size"], () => {
-    const bound = state.get("bound"), elbo = bound && bound.logLikelihood - bound.kl;
+    const bound = state.get("bound");
+    const elbo = bound && bound.logLikelihood - bound.kl;
     const charts = [
       ["reconstruction-bound", "Reconstruction, E[log p(x|z)]", images.log_likelihood, bound && bound.logLikelihood],
       ["kl-bound", "KL(q(z|x) ‖ p(z))", images.kl, bound && bound.kl],
       ["elbo-bound", "ELBO", images.elbo, elbo],
     ];
-    for (const [id, title, others, value] of charts) place(id).replaceChildren(distributionChart(title, others, value, wide(id)));
-    place("verdict").textContent = bound ? verdict(bound, elbo, images, run.caveat) : `The bars are ${images.n.toLocaleString("en")} ${images.split} images.`;
+    for (const [id, title, others, value] of charts)
+      place(id).replaceChildren(distributionChart(title, others, value, wide(id)));
+    place("verdict").textContent = bound
+      ? verdict(bound, elbo, images, run.caveat)
+      : `The bars are of ${count(images.n, `${images.split} image`)}.`;
   });
 }
 
 function verdict({ logLikelihood, kl }, elbo, { elbo: others, n, split }, caveat) {
   const lower = others.reduce((count, other) => count + (other < elbo), 0);
-  const share = lower / n, images = `${n.toLocaleString("en")} ${split} images`;
-  const rank = lower === 0 ? `lower than that of every one of ${images}: this model finds the drawing improbable`
-    : share < 0.05 ? `lower than that of ${(100 * (1 - share)).toFixed(1)} % of ${images}: improbable`
-    : lower === n ? `higher than that of every one of ${images}`
-    : `higher than that of ${Math.floor(100 * share)} % of ${images}`;
+  const share = lower / n;
+  const images = count(n, `${split} image`);
+  const rank =
+    lower === 0
+      ? `lower than that of all ${images}: this model finds the drawing improbable`
+      : share < 0.05
+        ? `lower than that of ${(100 * (1 - share)).toFixed(1)} % of ${images}: improbable`
+        : lower === n
+          ? `higher than that of all ${images}`
+          : `higher than that of ${Math.floor(100 * share)} % of ${images}`;
   return `ELBO ${number(elbo, 1)} = ${number(logLikelihood, 1)} − ${number(kl, 1)} nats, ${rank}.${caveat ? ` (The bound is ${caveat}.)` : ""}`;
 }

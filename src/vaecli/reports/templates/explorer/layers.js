@@ -7,7 +7,11 @@ export const LAYERS = {
     const [outputs, inputs] = weight.shape;
     const y = new Float32Array(outputs);
     for (let o = 0, at = 0; o < outputs; o++) {
-      let a = bias ? bias[o] : 0, b = 0, c = 0, d = 0, i = 0; // four sums at a time do not wait for each other
+      let a = bias ? bias[o] : 0;
+      let b = 0;
+      let c = 0;
+      let d = 0;
+      let i = 0; // four sums at a time do not wait for each other
       for (; i + 3 < inputs; i += 4, at += 4) {
         a += weight[at] * x[i];
         b += weight[at + 1] * x[i + 1];
@@ -61,7 +65,8 @@ export const LAYERS = {
   pixels({ channels, blocks }, x) {
     const size = x.length / channels / blocks;
     return x.map((_, i) => {
-      const pixel = Math.floor(i / channels) % size, block = Math.floor(i / channels / size);
+      const pixel = Math.floor(i / channels) % size;
+      const block = Math.floor(i / channels / size);
       return x[(block * channels + (i % channels)) * size + pixel];
     });
   },
@@ -74,7 +79,9 @@ export function forward(layers, x) {
 /* Lay a kernel on every stride-th pixel of a large picture, each a pixel of a small one. A convolution sums from the
    large to the small; the transposed convolution sums the other way. Weights are [small channel, large channel, y, x]. */
 function slide({ weight, bias, stride, padding }, small, large, x, upwards) {
-  const [smalls, height, width] = small, [larges, rows, columns] = large, [, , side] = weight.shape;
+  const [smalls, height, width] = small;
+  const [larges, rows, columns] = large;
+  const [, , side] = weight.shape;
   const y = new Float32Array(upwards ? larges * rows * columns : smalls * height * width);
   if (bias) y.forEach((_, i) => (y[i] = bias[Math.floor((i * bias.length) / y.length)]));
   let at = 0;
@@ -82,13 +89,16 @@ function slide({ weight, bias, stride, padding }, small, large, x, upwards) {
     for (let l = 0; l < larges; l++)
       for (let ky = 0; ky < side; ky++)
         for (let kx = 0; kx < side; kx++) {
-          const w = weight[at++], top = ky - padding, left = kx - padding;
+          const w = weight[at++];
+          const top = ky - padding;
+          const left = kx - padding;
           const first = Math.max(0, Math.ceil(-left / stride));
           const last = Math.min(width - 1, Math.floor((columns - 1 - left) / stride));
           for (let i = 0; i < height; i++) {
             const line = i * stride + top;
             if (line < 0 || line >= rows) continue;
-            const of_small = (s * height + i) * width, of_large = (l * rows + line) * columns + left;
+            const of_small = (s * height + i) * width;
+            const of_large = (l * rows + line) * columns + left;
             if (upwards) for (let j = first; j <= last; j++) y[of_large + j * stride] += w * x[of_small + j];
             else for (let j = first; j <= last; j++) y[of_small + j] += w * x[of_large + j * stride];
           }

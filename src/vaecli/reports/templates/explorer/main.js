@@ -10,7 +10,8 @@ import { State } from "./state.js";
 import { centre, rasterise } from "./strokes.js";
 
 function useTheme(state) {
-  const preferred = matchMedia("(prefers-color-scheme: dark)"), button = document.getElementById("theme");
+  const preferred = matchMedia("(prefers-color-scheme: dark)");
+  const button = document.getElementById("theme");
   const use = (isDark) => {
     document.documentElement.dataset.theme = isDark ? "dark" : "light";
     button.setAttribute("aria-pressed", String(isDark));
@@ -24,12 +25,18 @@ function useTheme(state) {
 async function main() {
   const buffer = await unpack(document.getElementById("arrays").textContent);
   const content = resolve(JSON.parse(document.getElementById("content").textContent), buffer);
-  const { images, latent, run } = content, model = new Model(content.model);
+  const { images, latent, run } = content;
+  const model = new Model(content.model);
   images.n = images.mean.shape[0];
   images.elbo = images.log_likelihood.map((value, i) => value - images.kl[i]);
   const page = { model, images, latent, run, size: document.documentElement.outerHTML.length };
 
-  const other = images.labels ? Math.max(0, images.labels.findIndex((label) => label !== images.labels[0])) : images.n - 1;
+  const other = images.labels
+    ? Math.max(
+        0,
+        images.labels.findIndex((label) => label !== images.labels[0]),
+      )
+    : images.n - 1;
   const first = latent.dimensions.map(({ index }) => index);
   const state = new State({
     z: Float32Array.from(row(images.mean, 0)),

@@ -25,8 +25,10 @@ export class Model {
 
   /* Estimate the terms of the ELBO of x by given noise, the KL term in closed form where there is one. */
   bound(x, noises) {
-    const q = this.encode(x), perDimension = this.prior.isStandard ? q.klPerDimension() : null;
-    let logLikelihood = 0, kl = 0;
+    const q = this.encode(x);
+    const perDimension = this.prior.isStandard ? q.klPerDimension() : null;
+    let logLikelihood = 0;
+    let kl = 0;
     for (const noise of noises) {
       const { z, logQ } = q.transport(noise);
       logLikelihood += this.decode(z).logProb(x) / noises.length;

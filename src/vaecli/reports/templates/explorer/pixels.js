@@ -12,11 +12,15 @@ export function paint(canvas, values, shape, scale = 1) {
 }
 
 export function imageData(values, shape, scale = 1) {
-  const { channels } = shape, { width, height } = seenSize(shape);
-  const picture = new ImageData(width, height), isColour = channels === 3;
+  const { channels } = shape;
+  const { width, height } = seenSize(shape);
+  const picture = new ImageData(width, height);
+  const isColour = channels === 3;
   for (let i = 0; i < width * height; i++) {
-    const column = i % width, line = Math.floor(i / width);
-    const pixel = line * shape.width + (column % shape.width), first = pixel * channels;
+    const column = i % width;
+    const line = Math.floor(i / width);
+    const pixel = line * shape.width + (column % shape.width);
+    const first = pixel * channels;
     for (let c = 0; c < 3; c++)
       picture.data[4 * i + c] = 255 * scale * values[first + (isColour ? c : Math.floor(column / shape.width))];
     picture.data[4 * i + 3] = 255;

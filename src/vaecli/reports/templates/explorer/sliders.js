@@ -1,14 +1,17 @@
 /* A slider for every latent dimension, from the one that says most; those that say nothing are marked as collapsed. */
-import { element, number } from "./chart.js";
+import { count, element, number } from "./chart.js";
 
 const MAX_SLIDERS = 100;
 
 export function showSliders({ model, images, latent }, state) {
-  const dimensions = latent.dimensions.slice(0, MAX_SLIDERS), most = Math.max(...dimensions.map(({ kl }) => kl ?? 0), 1e-9);
-  const active = document.getElementById("active"), collapsed = document.getElementById("collapsed");
+  const dimensions = latent.dimensions.slice(0, MAX_SLIDERS);
+  const most = Math.max(...dimensions.map(({ kl }) => kl ?? 0), 1e-9);
+  const active = document.getElementById("active");
+  const collapsed = document.getElementById("collapsed");
   const n_collapsed = latent.dimensions.filter(({ is_active }) => !is_active).length;
   collapsed.hidden = n_collapsed === 0;
-  collapsed.querySelector("summary").textContent = `${n_collapsed} collapsed ${n_collapsed === 1 ? "dimension" : "dimensions"}`;
+  collapsed.open = n_collapsed === latent.dimensions.length;
+  collapsed.querySelector("summary").textContent = count(n_collapsed, "collapsed dimension");
   document.getElementById("kl-head").textContent = latent.dimensions[0].kl === null ? "" : "KL, nats";
   document.getElementById("order").textContent =
     (latent.dimensions[0].kl === null
@@ -19,7 +22,14 @@ export function showSliders({ model, images, latent }, state) {
   for (const { index, kl, is_active } of dimensions) {
     const limit = reach(images, index, model.latent_dim);
     const said = `z${index + 1}${kl === null ? "" : `, ${number(kl)} nats`}${is_active ? "" : ", collapsed"}`;
-    const slider = element("input", { type: "range", min: -limit, max: limit, step: 0.01, "aria-label": said, "data-index": index });
+    const slider = element("input", {
+      type: "range",
+      min: -limit,
+      max: limit,
+      step: 0.01,
+      "aria-label": said,
+      "data-index": index,
+    });
     const output = element("output", {});
     const name = element("span", { class: "name" }, "z", element("sub", {}, String(index + 1)));
     const bar = element("span", { class: "kl" }, ...(kl === null ? [] : [element("i", {}), number(kl)]));
