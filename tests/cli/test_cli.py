@@ -128,6 +128,16 @@ def test_train_prints_its_run_directory_last_and_its_progress_beside(vae, config
     assert "completed: best validation ELBO" in err
 
 
+def test_a_dry_run_says_what_a_run_would_take_and_makes_none(vae, config, tmp_path):
+    code, out, err = vae("train", "--config", config, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "steps       10: 2 epochs of 5" in out
+    assert "parameters: encoder " in out
+    assert not (tmp_path / "runs").exists()
+    assert json.loads(vae("train", "--config", config, "--dry-run", "--json")[1])["steps"] == 10
+    assert vae("train", "--resume", "x", "--dry-run")[0] == 2
+
+
 def test_quiet_and_json(vae, config):
     code, out, err = vae("train", "--config", config, "--quiet")
     assert (code, err, len(out.splitlines())) == (0, "", 1)

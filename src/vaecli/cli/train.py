@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "vae train --config bernoulli.yaml",
         "vae train --config gaussian model.latent_dim=10 objective.L=5 --seed 1",
+        "vae train --config mine.yaml --dry-run",
         "vae train --resume 20261122-1431",
         "vae train --config bernoulli --max-time 2h  # exit code 6; vae train --resume goes on, to the same bits",
     )
@@ -58,6 +59,9 @@ def train(
     max_images: Annotated[
         int | None, typer.Option("--max-images", min=1, help="Checkpoint and stop after so many more images.")
     ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what a run would take, from some steps that are timed; keep nothing.")
+    ] = False,
     runs_dir: RunsDir = RUNS,
     data_dir: DataDir = None,
     quiet: Quiet = False,
@@ -73,6 +77,8 @@ def train(
     overrides += [f"device={device}"] if device is not None else []
     overrides += [f"seed={seed}"] if seed is not None else []
     if resume is not None:
+        if dry_run:
+            raise UsageError("--dry-run is about a new run; leave --resume out, and name its --config")
         if config is not None or init_from is not None:
             raise UsageError("--resume goes on with a run's own config; leave --config and --init-from out")
         old = find_run(resume, runs_dir)
@@ -86,7 +92,40 @@ def train(
     if not quiet and not as_json:
         for caveat in caveats([chosen], overrides):
             note(caveat)
+    if dry_run:
+        _forecast(chosen, data_dir, quiet=quiet or as_json, as_json=as_json)
+        return
     _run(chosen, old, source, runs_dir, data_dir, limit, quiet=quiet or as_json, as_json=as_json)
+
+
+def _forecast(config: "Config", data_dir: Path | None, *, quiet: bool, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from vaecli.cli.progress import show_training
+    from vaecli.cli.stages import clock
+    from vaecli.training.forecast import forecast
+
+    with show_training(quiet=quiet) as progress:
+        found = forecast(config, data_dir=data_dir, on_stage=progress.on_stage)
+    if as_json:
+        result(asdict(found))
+        return
+    parts = [f"encoder {found.encoder_parameters:,}", f"decoder {found.decoder_parameters:,}"]
+    parts += [f"prior {found.prior_parameters:,}"] if found.prior_parameters else []
+    total = found.encoder_parameters + found.decoder_parameters + found.prior_parameters
+    how = f"{1000 * found.seconds_per_step:.2f} ms a step, the mean of {found.timed_steps} made now"
+    lines = [
+        f"device      {found.device}",
+        f"model       {total:,} parameters: {', '.join(parts)}",
+        f"steps       {found.steps:,}: {config.training.epochs} epochs of {found.steps_per_epoch:,}",
+        f"time        {clock(found.seconds)} at {how}, and the validation bound",
+        f"disk        {2 * found.checkpoint_bytes / 1e6:.1f} MB of checkpoints, beside curves and pictures",
+    ]
+    if found.compiled:
+        lines.append("            steps would be compiled, which makes them faster; those that were timed were not")
+    if config.training.patience is not None:
+        lines.append(f"            training.patience: {config.training.patience} may end it before")
+    result("\n".join(lines))
 
 
 def _run(

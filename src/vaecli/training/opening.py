@@ -44,7 +44,7 @@ def start_session(
 
     `share` is a session whose images can be used, its config being the same but for the seed.
     """
-    state, dataset = _first_state(config, data_dir, controls, init_from, share)
+    state, dataset = first_state(config, data_dir, controls, init_from, share)
     run = create_run(
         config,
         Path(runs_dir),
@@ -80,10 +80,10 @@ def resume_session(
         if checkpoint is None:
             source = run.environment.get("initialised_from")
             init_from = find_run(str(source), run.path) if source else None
-            state, dataset = _first_state(config, data_dir, controls, init_from, share)
+            state, dataset = first_state(config, data_dir, controls, init_from, share)
         else:
             torch.set_num_threads(checkpoint.threads)
-            state, dataset = _first_state(config, data_dir, controls, None, share)
+            state, dataset = first_state(config, data_dir, controls, None, share)
             state.restore(checkpoint)
             changes = checkpoint.changed_conditions(state.conditions(replicates)) if checkpoint.progress.step else []
             if changes:
@@ -96,7 +96,7 @@ def resume_session(
     return Session(run, lock, state, dataset, checkpoint.logs if checkpoint else {}, controls)
 
 
-def _first_state(
+def first_state(
     config: Config, data_dir: str | Path | None, controls: Controls, init_from: Run | None, share: Session | None
 ) -> tuple[TrainingState, Dataset]:
     """Return the state before the first step, and the images."""
