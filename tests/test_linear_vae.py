@@ -128,3 +128,18 @@ def test_at_a_fixed_scale_the_dimensions_of_less_variance_collapse(faces, tmp_pa
     assert found.kl == pytest.approx(rate, abs=0.03)
     assert min(found.kl_per_dimension) < 0.01
     assert found.active_units == 2
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "training"),
+    [("wake-sleep", {"epochs": 100, "batch_size": 50}), ("mcem", {"epochs": 30, "batch_size": 100})],
+)
+def test_other_algorithms_come_near_the_maximum_of_the_likelihood_too(faces, best, tmp_path, algorithm, training):
+    """By less than 1 nat, of the Gaussian N(b, WWᵀ + σ²I) that was learned, in closed form."""
+    pixels, (mean, model, _, _) = faces[1][:N_TRAIN], best
+    maximum = log_likelihood(covariance(pixels, mean), model)
+    run = trained(faces[0], tmp_path, 0.02, training | {"algorithm": algorithm}, decoder="sigma-gaussian")
+    w, b = (p.detach().double().numpy() for p in run.vae.decoder.network[0].parameters())
+    learned = w @ w.T + run.vae.decoder.log_sigma.double().exp().item() ** 2 * np.eye(D)
+    assert maximum - 1 < log_likelihood(covariance(pixels, b), learned) < maximum
+    assert run.metrics[-1]["elbo"] < maximum + 0.1  # a bound, whoever's encoder it is by

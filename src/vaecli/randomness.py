@@ -11,7 +11,16 @@ from jaxtyping import Int16
 from torch import Tensor
 
 Stream = Literal[
-    "init", "permutation", "epsilon", "pixels", "evaluation", "importance", "pilots", "annealing", "samples"
+    "init",
+    "chains",
+    "permutation",
+    "epsilon",
+    "pixels",
+    "evaluation",
+    "importance",
+    "pilots",
+    "annealing",
+    "samples",
 ]
 
 

@@ -110,8 +110,11 @@ def test_what_an_algorithm_leaves_without_effect_is_known():
     followed = {"objective.estimator", "objective.kl_weight", "objective.kl_warmup"}
     assert {unused[key] for key in followed} == {"wake-sleep does not follow the gradient of the ELBO"}
     assert not followed & unused_settings(parse_config({})).keys()
+    of_mcem = unused_settings(parse_config({"training": {"algorithm": "mcem"}})).keys()
+    assert of_mcem - unused.keys() == {"objective.L", "training.cuda_graph"}
 
 
+@pytest.mark.parametrize("algorithm", ["wake-sleep", "mcem"])
 @pytest.mark.parametrize(
     ("other", "reason"),
     [
@@ -120,12 +123,12 @@ def test_what_an_algorithm_leaves_without_effect_is_known():
         ("model: {normalization: batch}", "with normalization: batch, whose statistics"),
     ],
 )
-def test_what_an_algorithm_does_not_go_with_is_refused_with_its_line(tmp_path, other, reason):
+def test_what_an_algorithm_does_not_go_with_is_refused_with_its_line(tmp_path, algorithm, other, reason):
     path = tmp_path / "config.yaml"
-    path.write_text(f"{other}\ntraining:\n  epochs: 2\n  algorithm: wake-sleep\n")
+    path.write_text(f"{other}\ntraining:\n  epochs: 2\n  algorithm: {algorithm}\n")
     with pytest.raises(ConfigError) as raised:
         load_config(path)
     (problem,) = raised.value.problems
     assert problem.startswith(f"{path}:4: training.algorithm: must be 'aevb' {reason}")
-    assert problem.endswith(", not 'wake-sleep'")
+    assert problem.endswith(f", not '{algorithm}'")
     assert load_config(path, ["training.algorithm=aevb"]).training.algorithm == "aevb"

@@ -1,26 +1,30 @@
 """Gradients of the learning algorithms in closed form, on the linear model of `oracle`, in float64."""
 
+import pytest
 import torch
 
 from conftest import SIGMA
 from vaecli.config.schema import ModelConfig, ObjectiveConfig
-from vaecli.data.dataset import scale
+from vaecli.data.dataset import Batch, scale
 from vaecli.data.image_grid import ImageShape
-from vaecli.model.algorithms import Aevb, WakeSleep
+from vaecli.model.algorithms import Aevb, MonteCarloEm, WakeSleep, log_joint
+from vaecli.model.hamiltonian import euclidean, transition
 from vaecli.model.objectives import Streams, draw_noise
 from vaecli.model.vae import build_vae
 from vaecli.randomness import generator
 
 S = 2
+EVERY = torch.arange(4)
+"""The images of `oracle`, by their numbers."""
 
 
 def streams(seed=0) -> Streams:
     return Streams(generator(seed, "epsilon"), generator(seed, "pixels"))
 
 
-def drawn(algorithm, vae, batch, noise, n_samples=S):
+def drawn(algorithm, vae, batch, noise, n_samples=S, rows=EVERY):
     epsilon = draw_noise(vae, batch, n_samples, noise.epsilon)
-    return *batch, epsilon, *algorithm.draw(vae, batch, epsilon, noise)
+    return *batch, epsilon, *algorithm.draw(vae, batch, epsilon, noise, lambda: rows)
 
 
 def gradients(algorithm, vae, given) -> dict[str, torch.Tensor]:
@@ -63,7 +67,9 @@ def test_a_dream_is_a_draw_of_the_model(oracle):
     """Its covariance with z' is [[I, Wᵀ], [W, WWᵀ + σ²I]]; 60,000 dreams, each entry to five standard errors."""
     vae, batch, _ = oracle
     n = 60_000
-    z, x = WakeSleep().draw(vae, batch, torch.zeros(1, n, vae.latent_dim, dtype=torch.float64), streams())
+    z, x = WakeSleep().draw(
+        vae, batch, torch.zeros(1, n, vae.latent_dim, dtype=torch.float64), streams(), lambda: EVERY
+    )
     with torch.no_grad():
         w = vae.decoder.matrix
         top = torch.cat([torch.eye(vae.latent_dim, dtype=torch.float64), w.T], 1)
@@ -104,3 +110,52 @@ def test_dreams_of_grey_images_are_binary():
     *_, x = drawn(WakeSleep(), vae, batch, streams())
     assert x.shape == (S * 5, 6)
     assert set(x.unique().tolist()) == {0.0, 1.0}
+
+
+def expectation_maximisation(vae, n_images=4):
+    return MonteCarloEm(vae, n_images, generator(0, "chains"))
+
+
+def test_the_gradients_of_mcem_are_those_of_two_regressions_on_a_draw_from_the_posterior(loose):
+    """Of x on z for the decoder, of z on x for the encoder; nothing else depends on either."""
+    vae, batch, _ = loose
+    x, _, _, z, _, _ = given = drawn(expectation_maximisation(vae), vae, batch, streams())
+    found = gradients(expectation_maximisation(vae), vae, given)
+    with torch.no_grad():
+        wake = ((x - z @ vae.decoder.matrix.T - vae.decoder.bias) / SIGMA**2).T @ z / len(x)
+        residual = (z - x @ vae.encoder.matrix.T - vae.encoder.bias) / (2 * vae.encoder.log_sigma).exp()
+        fitted = residual.T @ x / len(x)
+    torch.testing.assert_close(found["decoder.matrix"], -wake, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(found["encoder.matrix"], -fitted, rtol=1e-10, atol=1e-12)
+
+
+def test_chains_of_mcem_come_to_the_posterior_of_their_own_image_at_the_acceptance_asked_for(oracle):
+    """2,000 chains of each of four images: mean and variance to five standard errors, and nine of ten accepted."""
+    vae, batch, _ = oracle
+    n = 2000
+    many = Batch(*(part.repeat(n, 1) for part in batch))
+    algorithm, noise = expectation_maximisation(vae, 4 * n), streams()
+    for _ in range(150):
+        z = drawn(algorithm, vae, many, noise, 1, torch.arange(4 * n))[3]
+    assert torch.equal(algorithm.memory["z"], z)
+    posterior = vae.encoder(batch.input)
+    z = z.unflatten(0, (n, 4))
+    assert ((z.mean(0) - posterior.mean).abs() < 5 * posterior.stddev / n**0.5).all()
+    assert ((z.var(0) / posterior.variance - 1).abs() < 5 * (2 / n) ** 0.5).all()
+    dynamics = euclidean(lambda at: log_joint(vae, many.target, at))
+    size = algorithm.memory["log_step_size"].exp()
+    _, accepted = transition(dynamics.at(algorithm.memory["z"]), dynamics, size, noise.epsilon)
+    assert accepted.mean().item() == pytest.approx(0.9, abs=0.02)
+
+
+def test_only_the_chains_of_a_minibatch_move(oracle):
+    vae, batch, _ = oracle
+    algorithm = expectation_maximisation(vae, 10)
+    before = algorithm.memory["z"].clone()
+    rows = torch.tensor([7, 2, 9, 4])
+    z = drawn(algorithm, vae, batch, streams(), 1, rows)[3]
+    others = [i for i in range(10) if i not in rows]
+    assert torch.equal(algorithm.memory["z"][rows], z)
+    assert torch.equal(algorithm.memory["z"][others], before[others])
+    assert not torch.equal(z, before[rows])
+    assert all(parameter.requires_grad for parameter in vae.parameters())

@@ -96,7 +96,7 @@ def test_files_that_are_no_checkpoints(tmp_path):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        ({"version": 1}, "has format version 1; this vaecli reads versions 2, 3 and 4"),
+        ({"version": 1}, "has format version 1; this vaecli reads versions 2, 3, 4 and 5"),
         ({"config": {"model": {"latent_dim": 0}}}, "its config is not valid"),
         ({"config": 3}, "a part is missing or malformed"),
         ({"image_shape": (1, 0, 5)}, "image_shape is 1 x 0 x 5"),

@@ -16,7 +16,7 @@ from vaecli.training.session import Controls
 from vaecli.training.stopping import Limit
 
 needs_compiler = pytest.mark.skipif(not (os.environ.get("CXX") or shutil.which("g++")), reason="needs a C++ compiler")
-ALGORITHMS = ("wake-sleep",)
+ALGORITHMS = ("wake-sleep", "mcem")
 MODELS = {
     "bernoulli": {},
     "mixture": {"prior": "mixture", "prior_components": 3, "posterior": "full", "decoder": "gaussian"},

@@ -147,8 +147,9 @@ class OptimizerConfig(Section):
 class TrainingConfig(Section):
     """Describe how long to train, in minibatches of which size, and how steps are made faster."""
 
-    algorithm: Literal["aevb", "wake-sleep"] = "aevb"
-    """How the networks learn; wake-sleep: the decoder from images, the encoder from what the decoder makes up."""
+    algorithm: Literal["aevb", "wake-sleep", "mcem"] = "aevb"
+    """How the networks learn; wake-sleep: the decoder from images, the encoder from what the decoder makes up; mcem:
+    the decoder from draws of its posterior, the encoder beside it from the same."""
     batch_size: int = Field(100, ge=1, le=1_000_000)
     """Images of a step."""
     epochs: int = Field(40, ge=1, le=10_000_000)

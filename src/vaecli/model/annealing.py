@@ -20,15 +20,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vaecli.model.estimators import LogJoint
+from vaecli.model.hamiltonian import Dynamics, LogDensity, transition
 from vaecli.model.proposals import Mixture, effective_sample_size
 
-LEAPFROG_STEPS = 10
 ACCEPTANCE = 0.65
 """The acceptance that step sizes are tuned for."""
 STEEPNESS = 4.0
 """Of the schedule: β follows a sigmoid between -4 and 4 (Grosse et al. 2015), slow at both ends."""
 
-LogDensity = Callable[[Float[Tensor, "C B Z"]], Float[Tensor, "C B"]]
 Report = Callable[[int], None]
 """Is called with how many transitions more are done."""
 
@@ -208,7 +207,7 @@ class Path:
     def _transition(
         self, point: _Point, beta: float, size: Float[Tensor, " B"], generator: torch.Generator
     ) -> tuple[_Point, Float[Tensor, "C B"]]:
-        """Make one Hamiltonian transition that leaves f_β invariant (Neal 2011, arXiv 1206.1901).
+        """Make one Hamiltonian transition that leaves f_β as it is.
 
         The mass matrix has the posterior's axes, and its precisions as far as β has come.
 
@@ -217,27 +216,13 @@ class Path:
         """
         axes = self.target.axes
         scale = ((1 - beta) * self.start.precision + beta * self.target.precision).rsqrt()
-        momentum = torch.randn(point.z.shape, generator=generator, device=point.z.device, dtype=point.z.dtype)
-        shape = point.z.shape[:2]
-        jitter = 0.8 + 0.4 * torch.rand(shape, generator=generator, device=point.z.device, dtype=point.z.dtype)
-        step = (size * jitter)[..., None]
-
-        def along_axes(slope: Tensor) -> Tensor:
-            return scale * torch.einsum("bij,cbi->cbj", axes, slope)
-
-        moved, energy = point, point.value(beta) - 0.5 * momentum.square().sum(-1)
-        for _ in range(LEAPFROG_STEPS):
-            momentum = momentum + 0.5 * step * along_axes(moved.slope(beta))
-            moved = self._at(moved.z + torch.einsum("bij,cbj->cbi", axes, scale * step * momentum))
-            momentum = momentum + 0.5 * step * along_axes(moved.slope(beta))
-        change = moved.value(beta) - 0.5 * momentum.square().sum(-1) - energy
-        probability = change.exp().clamp(max=1).nan_to_num(nan=0).to(momentum.dtype)
-        taken = torch.rand(shape, generator=generator, device=point.z.device, dtype=point.z.dtype) < probability
-        kept = (
-            torch.where(taken.reshape(taken.shape + (1,) * (new.ndim - 2)), new, old)
-            for new, old in zip(moved, point, strict=True)
+        dynamics = Dynamics(
+            self._at,
+            lambda point: point.value(beta),
+            lambda point: scale * torch.einsum("bij,cbi->cbj", axes, point.slope(beta)),
+            lambda step: torch.einsum("bij,cbj->cbi", axes, scale * step),
         )
-        return _Point(*kept), probability
+        return transition(point, dynamics, size, generator)
 
 
 class Annealed(NamedTuple):

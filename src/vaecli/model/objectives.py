@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -262,14 +262,25 @@ class Algorithm(ABC):
     be compiled, or taken for several models at once.
     """
 
+    updates: ClassVar[int] = 1
+    """How many times the parameters are moved in a step, with what was drawn once."""
+
+    def __init__(self) -> None:
+        self.memory: dict[str, Tensor] = {}
+        """What is kept from step to step beside the parameters, and in checkpoints."""
+
     def draw(
         self,
         vae: VAE,  # noqa: ARG002
         batch: Batch,  # noqa: ARG002
         epsilon: Float[Tensor, "S M Z"],  # noqa: ARG002
         streams: Streams,  # noqa: ARG002
+        which: Callable[[], Int64[Tensor, " M"]],  # noqa: ARG002
     ) -> Drawn:
-        """Draw what the loss needs beside x and ε; here nothing."""
+        """Draw what the loss needs beside x and ε; here nothing.
+
+        `which` returns the images' numbers among those for training.
+        """
         return ()
 
     @abstractmethod

@@ -24,10 +24,10 @@ from vaecli.randomness import generator
 from vaecli.runs.archive import unpack
 
 FORMAT = "vaecli checkpoint"
-VERSION = 4
-READABLE = (2, 3, 4)
-"""Versions that can be read: 3 does not say whose it is; 2 has, besides, an image shape without channels, and other
-words for its conditions."""
+VERSION = 5
+READABLE = (2, 3, 4, 5)
+"""Versions that can be read: 4 has nothing of an algorithm; 3 does not say, besides, whose it is; 2 has, besides, an
+image shape without channels, and other words for its conditions."""
 _CONDITIONS_OF_VERSION_2 = {"runs trained together": "replicates", "plain": "eager"}
 
 
@@ -68,6 +68,8 @@ class Checkpoint:
     """The order of the images in the current epoch; None between epochs."""
     trace: Tensor
     """Loss, log-likelihood and KL of each step of the current epoch (steps, 3)."""
+    algorithm: dict[str, Tensor]
+    """What the learning algorithm keeps from step to step beside the parameters."""
     threads: int
     """Threads on the CPU, which fix the order of float32 sums."""
     conditions: dict[str, str]
@@ -152,6 +154,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 def _upgrade(content: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the content of a checkpoint of an earlier version into that of the present one."""
+    content = {**content, "algorithm": {}}
+    if content["version"] == 4:
+        return content
     if content["version"] == 3:
         return {**content, "run_id": None}
     words = _CONDITIONS_OF_VERSION_2
@@ -176,6 +181,7 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
     if not all(value.isfinite().all() for value in values["model"].values()):
         raise ValueError("model has weights that are not finite")
     _check_tensors("generators", values["generators"], dict.fromkeys(("permutation", "epsilon", "pixels"), torch.uint8))
+    _check_memory(values["algorithm"])
     _check_tensors("trace", {"trace": values["trace"]}, {"trace": torch.float32})
     _check_progress(progress, values["trace"], values["permutation"], config)
     _check_optimizer(values["optimizer"], list(vae.parameters()))
@@ -205,6 +211,15 @@ def _check_tensors(what: str, tensors: object, expected: Mapping[str, Tensor | t
             raise ValueError(
                 f"{what}: {name} has shape {tuple(tensor.shape)}; its config asks for {tuple(wanted.shape)}"
             )
+
+
+def _check_memory(algorithm: object) -> None:
+    """Check for finite numbers by name; which there are to be, and of which shape, the algorithm knows."""
+    if not isinstance(algorithm, dict) or not all(isinstance(name, str) for name in algorithm):
+        raise TypeError("algorithm is malformed")
+    _check_tensors("algorithm", algorithm, dict.fromkeys(algorithm, torch.float32))
+    if not all(tensor.isfinite().all() for tensor in algorithm.values()):
+        raise ValueError("algorithm keeps numbers that are not finite")
 
 
 def _check_progress(progress: Progress, trace: Tensor, permutation: object, config: Config) -> None:

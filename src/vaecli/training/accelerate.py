@@ -38,7 +38,7 @@ def choose_step(states: Sequence[TrainingState], on_stage: StageCallback = silen
         step: EagerStep | VmappedStep = VmappedStep(states, stack(states))
     else:
         first.replicates = 1
-        first.optimizer.n_steps.fill_(first.progress.step)
+        first.optimizer.n_steps.fill_(first.updates)
         step = CompiledStep(first, on_stage) if first.compiled else EagerStep(first)
     return CudaGraphStep(step) if first.uses_cuda_graph else one_by_one(step)
 
@@ -130,7 +130,8 @@ class CompiledStep(EagerStep):
             return *torch.autograd.grad(value, weights), terms
 
         of_example = {name: torch.Generator() for name in state.generators}  # its values do not matter
-        drawn = replace(state, vae=vae, generators=of_example).draw(state.images.pixels[: state.batch_size])
+        example_of = replace(state, vae=vae, generators=of_example, algorithm=copy.deepcopy(state.algorithm))
+        drawn = example_of.draw(state.images.pixels[: state.batch_size])
         example = (*self._weights, *self._buffers, *drawn, torch.ones(()))
         # SIGINT is blocked, or a Ctrl-C would end the compiler, which is a process of its own.
         with _COMPILER, block_sigint():
@@ -173,7 +174,7 @@ def stack(states: Sequence[TrainingState]) -> Stacked:
     buffers = _stack_data([list(state.vae.buffers()) for state in states])
     optimizer = type(states[0].optimizer)(parameters, states[0].config.optimizer.weight_decay)
     optimizer.stack([state.optimizer for state in states])
-    optimizer.n_steps.fill_(states[0].progress.step)
+    optimizer.n_steps.fill_(states[0].updates)
     for r, state in enumerate(states):
         own = (*state.vae.parameters(), *state.vae.buffers())
         for tensor, stacked in zip(own, (*parameters, *buffers), strict=True):
@@ -207,10 +208,11 @@ class VmappedStep:
         _, kl_weight, learning_rate = minibatches[0]
         of_each = [state.draw(minibatch.pixels) for state, minibatch in zip(self.states, minibatches, strict=True)]
         drawn = tuple(torch.stack(parts) for parts in zip(*of_each, strict=True))
-        values, terms = self._losses(self._parameters, self._buffers, drawn, kl_weight)
-        self.optimizer.zero_grad()
-        values.sum().backward()
-        self.optimizer.step(learning_rate)
+        for _ in range(self.states[0].algorithm.updates):
+            values, terms = self._losses(self._parameters, self._buffers, drawn, kl_weight)
+            self.optimizer.zero_grad()
+            values.sum().backward()
+            self.optimizer.step(learning_rate)
         result: Tensor = terms
         return result
 
@@ -262,7 +264,7 @@ class CudaGraphStep:
         torch.cuda.current_stream(device).wait_stream(side_stream)
         for state, checkpoint in zip(states, before, strict=True):
             state.restore(checkpoint)
-        self._step.optimizer.n_steps.fill_(states[0].progress.step)
+        self._step.optimizer.n_steps.fill_(states[0].updates)
         self._step.optimizer.zero_grad()
         self._graph = torch.cuda.CUDAGraph()
         with warnings.catch_warnings():

@@ -165,7 +165,7 @@ def new_state(
         images=share.images if share else replace(images, pixels=_placed(images.pixels, device)),
         preprocess=build_preprocess(config.model.likelihood.support, config.data),
         vae=vae,
-        algorithm=build_algorithm(config),
+        algorithm=build_algorithm(config, vae, len(images)),
         optimizer=build_optimizer(config.optimizer, vae.parameters()),
         generators={
             "permutation": generator(config.seed, "permutation"),

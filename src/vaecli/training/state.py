@@ -80,10 +80,15 @@ class TrainingState:
         return len(self.trace)
 
     @property
+    def updates(self) -> int:
+        """Return how often the parameters have been moved: once a step, unless the algorithm has it otherwise."""
+        return self.progress.step * self.algorithm.updates
+
+    @property
     def uses_cuda_graph(self) -> bool:
         """Return whether steps are replayed: if asked for, where parameters and images lie on a CUDA device."""
         on_cuda = self.vae.device.type == "cuda" and self.images.pixels.device.type == "cuda"
-        return self.config.training.cuda_graph and on_cuda
+        return self.config.training.cuda_graph and on_cuda and not self.algorithm.memory
 
     @property
     def chunk_size(self) -> int:
@@ -135,7 +140,7 @@ class TrainingState:
         streams = Streams(self.generators["epsilon"], self.generators["pixels"])
         batch = self.preprocess(pixels, streams.pixels)
         epsilon = draw_noise(self.vae, batch, self.config.objective.L, streams.epsilon)
-        return *batch, epsilon, *self.algorithm.draw(self.vae, batch, epsilon, streams)
+        return *batch, epsilon, *self.algorithm.draw(self.vae, batch, epsilon, streams, lambda: self.rows()[0])
 
     def count(self, chunk: Chunk, terms: Float[Tensor, "n 3"]) -> None:
         """Count the steps of a chunk, and keep their loss, log-likelihood and KL."""
@@ -168,13 +173,14 @@ class TrainingState:
             image_shape=self.images.shape,
             model=_on_cpu(self.vae.state_dict()),
             optimizer={
-                i: {STEP: torch.tensor(float(self.progress.step)), **_on_cpu(moments)}
+                i: {STEP: torch.tensor(float(self.updates)), **_on_cpu(moments)}
                 for i, moments in self.optimizer.state_dict().items()
             },
             progress=replace(self.progress),
             generators={name: stream.get_state() for name, stream in self.generators.items()},
             permutation=None if self.permutation is None else self.permutation.clone(),
             trace=self.trace.cpu().clone(),
+            algorithm=_on_cpu(self.algorithm.memory),
             threads=torch.get_num_threads(),
             conditions=self.conditions(self.replicates),
             data_sha256=self.data_sha256,
@@ -197,10 +203,12 @@ class TrainingState:
                     i: {name: moment for name, moment in of_one.items() if name != STEP}
                     for i, of_one in checkpoint.optimizer.items()
                 }
-                self.optimizer.load_state_dict(moments, checkpoint.progress.step)
+                self.optimizer.load_state_dict(moments, checkpoint.progress.step * self.algorithm.updates)
             for name, stream in self.generators.items():
                 stream.set_state(checkpoint.generators[name])
             self.trace.copy_(checkpoint.trace)
+            for kept, tensor in self.algorithm.memory.items():
+                tensor.copy_(checkpoint.algorithm[kept])
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise VaecliError(f"the checkpoint's training state does not fit its config: {error}") from error
         before = DEFAULTS | checkpoint.conditions

@@ -25,8 +25,9 @@ class EagerStep:
     def __call__(self, minibatch: Minibatch) -> Float[Tensor, " 3"]:
         """Draw what is random, differentiate the loss, and move the parameters: nothing here waits for the device."""
         drawn = self.state.draw(minibatch.pixels)
-        terms = self.differentiate(drawn, minibatch.kl_weight)
-        self.optimizer.step(minibatch.learning_rate)
+        for _ in range(self.state.algorithm.updates):
+            terms = self.differentiate(drawn, minibatch.kl_weight)
+            self.optimizer.step(minibatch.learning_rate)
         return terms
 
     def differentiate(self, drawn: Drawn, kl_weight: float | Tensor) -> Float[Tensor, " 3"]:
