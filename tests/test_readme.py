@@ -8,7 +8,9 @@ from vaecli.config.likelihoods import LIKELIHOODS, Likelihood, Support
 from vaecli.model import conditionals
 from vaecli.training.loop import train
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCKS = re.findall("```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
@@ -26,3 +28,19 @@ def test_the_decoder_of_ones_own_is_one_class_and_one_entry(small, tmp_path, mon
     assert elbos[-1] > elbos[0] + 1  # it learns
     stddev = run.vae.decoder(torch.zeros(2, 3)).stddev
     assert stddev.flatten().tolist() == pytest.approx([0.1] * stddev.numel(), rel=0.01)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the names that a page's headings have in links."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, anchor = link.partition("#")
+        if not path.startswith(("http://", "https://")):
+            there = page.parent / path if path else page
+            assert there.exists(), link
+            assert not anchor or anchor in anchors(there), link
