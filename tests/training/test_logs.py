@@ -46,6 +46,14 @@ def test_the_projector_has_a_point_a_label_and_a_thumbnail_for_each_test_image(s
     assert list(config.embeddings[0].sprite.single_image_dim) == [5, 6]
 
 
+def test_the_projector_is_given_three_dimensions_of_two(small, tmp_path):
+    """With two it finds no principal components, and shows an empty space."""
+    run = train(small(model={"latent_dim": 2}), runs_dir=tmp_path)
+    points = np.loadtxt(run.path / "tensorboard" / "validation" / "embedding.tsv")
+    means = encode(load_run(run.last), split="test").mean
+    assert points == pytest.approx(np.column_stack([means, np.zeros(6)]), rel=1e-3, abs=1e-4)
+
+
 def test_a_log_is_cut_back_to_a_recorded_length(tmp_path):
     logs = RunLogs(tmp_path, LOGS, {})
     logs.row({"a": 1.0, "b": float("nan")})

@@ -194,6 +194,9 @@ def write_projector(
         generator: What that draws from.
     """
     means = vae.encoder(preprocess(images.pixels, generator).input).mean.cpu().numpy()
+    means = np.pad(
+        means, [(0, 0), (0, max(0, 3 - means.shape[1]))]
+    )  # with fewer than three the projector draws nothing
     rows = "\n".join("\t".join(f"{value:.5g}" for value in row) for row in means)
     write_text(directory / "embedding.tsv", rows + "\n")
     if images.labels is not None:
