@@ -131,6 +131,7 @@ def _render(shown: Shown) -> str:
         title=shown.run.name,
         summary=_summary(shown.config),
         caveat=shown.config.caveat,
+        has_flow=shown.config.model.posterior == "flow",
         are_digits=shown.config.data.name == CENTRED,
         style=Markup(style),  # noqa: S704 - our own
         script=Markup(script),  # noqa: S704 - our own

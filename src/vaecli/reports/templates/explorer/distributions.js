@@ -221,12 +221,21 @@ const POSTERIORS = {
       return logNoise(y) - logVolume - sum(logSigma);
     }
 
-    const draws = Array.from({ length: noise.shape[0] }, (_, i) => transport(noise.subarray(i * n, (i + 1) * n)).z);
-    const mean = shift.map((_, i) => sum(draws.map((z) => z[i])) / draws.length);
-    const variance = (m, i) => draws.reduce((total, z) => total + (z[i] - m) ** 2, 0) / (draws.length - 1);
+    let found = null; // parts of a prior are never asked for their moments, and there may be hundreds
+    function moments() {
+      if (found) return found;
+      const draws = Array.from({ length: noise.shape[0] }, (_, i) => transport(noise.subarray(i * n, (i + 1) * n)).z);
+      const mean = shift.map((_, i) => sum(draws.map((z) => z[i])) / draws.length);
+      const variance = (m, i) => draws.reduce((total, z) => total + (z[i] - m) ** 2, 0) / (draws.length - 1);
+      return (found = { mean, stddev: mean.map((m, i) => Math.sqrt(variance(m, i))) });
+    }
     return {
-      mean,
-      stddev: mean.map((m, i) => Math.sqrt(variance(m, i))),
+      get mean() {
+        return moments().mean;
+      },
+      get stddev() {
+        return moments().stddev;
+      },
       transport,
       logProb,
       klPerDimension: () => null,

@@ -2,7 +2,7 @@
 import { row } from "./arrays.js";
 import { count, distributionChart, intervalChart, number } from "./chart.js";
 import { Random } from "./distributions.js";
-import { preprocess } from "./model.js";
+import { average, preprocess } from "./model.js";
 import { imageData, paint } from "./pixels.js";
 import { centre, rasterise } from "./strokes.js";
 
@@ -23,7 +23,6 @@ export function showDrawing(page, state) {
   let strokes = [];
   let base = null;
   let isDrawing = false;
-  let timer = null;
 
   pad.width = 336;
   pad.height = Math.round((336 * height) / width);
@@ -53,8 +52,18 @@ export function showDrawing(page, state) {
     const q = model.encode(x);
     const of = { pixels: drawn, x, q };
     state.set({ drawn: of, z: Float32Array.from(q.mean), selected: "drawing" });
-    clearTimeout(timer); // 16 times the work of a frame: when there is time for it
-    timer = setTimeout(() => state.set({ bound: { of, ...model.bound(x, noises) } }), isDrawing ? 40 : 0);
+    judge(of, []);
+  }
+
+  /* Estimate the bound of what is drawn, some draws at a time between the frames, unless it is another by then. */
+  function judge(of, terms) {
+    setTimeout(() => {
+      if (state.get("drawn") !== of) return;
+      for (const until = performance.now() + 8; terms.length < noises.length && performance.now() < until;)
+        terms.push(model.terms(of.x, of.q, noises[terms.length]));
+      if (terms.length < noises.length) judge(of, terms);
+      else state.set({ bound: { of, ...average(terms) } });
+    });
   }
 
   /* Return the image that is drawn over, and its shape: of channels that are no colours their mean. */

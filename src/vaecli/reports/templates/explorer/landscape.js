@@ -2,7 +2,18 @@
 import { number } from "./chart.js";
 
 /* Ten colours that stay apart for the colour-blind (Petroff 2021, arXiv 2107.02270); labels are written out as well. */
-const COLOURS = ["#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"];
+const COLOURS = [
+  "#3f90da",
+  "#ffa90e",
+  "#bd1f01",
+  "#94a4a2",
+  "#832db6",
+  "#a96b59",
+  "#e76300",
+  "#b9ac70",
+  "#717581",
+  "#92dadd",
+];
 const MAX_LABELS = 60; // that are written on the map
 export function colourOf(label) {
   return label === null ? COLOURS[0] : COLOURS[((label % COLOURS.length) + COLOURS.length) % COLOURS.length];

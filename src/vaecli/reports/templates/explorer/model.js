@@ -23,19 +23,19 @@ export class Model {
     return new Likelihood(likelihood, forward(layers, Float32Array.from(z)), this.n_pixels);
   }
 
-  /* Estimate the terms of the ELBO of x by given noise, the KL term in closed form where there is one. */
-  bound(x, noises) {
-    const q = this.encode(x);
+  /* Estimate the terms of the ELBO of x by one draw from q(z|x), the KL term in closed form where there is one. */
+  terms(x, q, noise) {
+    const { z, logQ } = q.transport(noise);
     const perDimension = this.prior.isStandard ? q.klPerDimension() : null;
-    let logLikelihood = 0;
-    let kl = 0;
-    for (const noise of noises) {
-      const { z, logQ } = q.transport(noise);
-      logLikelihood += this.decode(z).logProb(x) / noises.length;
-      if (!perDimension) kl += (logQ - this.prior.logProb(z)) / noises.length;
-    }
-    return { logLikelihood, kl: perDimension ? perDimension.reduce((total, v) => total + v, 0) : kl };
+    const kl = perDimension ? perDimension.reduce((total, v) => total + v, 0) : logQ - this.prior.logProb(z);
+    return { logLikelihood: this.decode(z).logProb(x), kl };
   }
+}
+
+/* Return the terms of the ELBO on average over draws. */
+export function average(terms) {
+  const mean = (name) => terms.reduce((sum, term) => sum + term[name], 0) / terms.length;
+  return { logLikelihood: mean("logLikelihood"), kl: mean("kl") };
 }
 
 const PREPROCESSING = {
