@@ -55,8 +55,9 @@ def test_runs_are_completed_newest_first(ask, tmp_path):
 
 
 def test_settings_are_completed_by_key_and_then_by_value(ask):
-    assert ask("vae train model.latent") == ["model.latent_dim="]
-    assert ask("vae train seed=1 model.dec") == ["model.decoder="]
+    assert ask("vae train model.latent") == ["model.latent_dim=", "model.latent_dim=20"]
+    assert ask("vae train model.m") == ["model.mean=", "model.min_log_sigma="]
+    assert ask("vae train seed=1 model.dec") == [f"model.decoder={name}" for name in LIKELIHOODS]
     assert ask("vae train model.decoder=") == list(LIKELIHOODS)
     assert ask("vae train seed=1 model.decoder=g") == ["gaussian"]
     assert ask("vae train model.prior=") == ["standard", "mixture", "vamp"]

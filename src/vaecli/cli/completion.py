@@ -3,6 +3,7 @@
 Typer calls these with the click context and the word that is to be completed.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ def configs(incomplete: str) -> list[str]:
 
 
 def settings(ctx: Any, incomplete: str) -> list[str]:
-    """Return the keys of a config that begin so, each with its `=`; after that, the values that it may take.
+    """Return the keys of a config that begin so, each with its `=`; of a single one, the values that it may take.
+
+    Behind a single match a shell puts a space, which no setting has behind its `=`: a key whose value is no word is
+    given by itself and with its default.
 
     A shell that splits words at `=`, as bash does, asks for the value alone: a key without one stands before.
     """
@@ -46,7 +50,13 @@ def settings(ctx: Any, incomplete: str) -> list[str]:
     key, equals, written = incomplete.partition("=")
     if equals:
         return [f"{key}={value}" for value in _values(key) if value.startswith(written)]
-    return [f"{name}=" for name in all_keys() if name.startswith(key)]
+    from vaecli.config.schema import Config, get_setting
+
+    keys = [name for name in all_keys() if name.startswith(key)]
+    if len(keys) != 1:
+        return [f"{name}=" for name in keys]
+    default = json.dumps(get_setting(Config(), keys[0]))
+    return [f"{keys[0]}={value}" for value in _values(keys[0]) or ["", default]]
 
 
 def decoders(incomplete: str) -> list[str]:
