@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from identical import traces
-from vaecli.config.jobs import AnnealingSpec
+from vaecli.config.jobs import AnnealingSpec, GapsSpec
 from vaecli.config.likelihoods import LIKELIHOODS
 from vaecli.errors import LimitReachedError, UsageError
 from vaecli.evaluation.annealed import evaluate_annealed
@@ -93,9 +93,9 @@ def test_gaps_are_found_of_a_diagonal_posterior_and_of_no_other(small, tmp_path,
     run = train(small(**settings(prior, posterior)), runs_dir=tmp_path)
     if posterior != "diagonal":
         with pytest.raises(UsageError, match="its encoder is not a diagonal Gaussian"):
-            evaluate_gaps(run)
+            evaluate_gaps(run, GapsSpec())
         return
-    gaps, _ = evaluate_gaps(run)
+    gaps, _ = evaluate_gaps(run, GapsSpec())
     assert gaps.approximation_gap > -0.05
     assert gaps.kl > 0
 

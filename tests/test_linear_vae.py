@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from vaecli.config.jobs import GapsSpec
 from vaecli.config.loading import parse_config
 from vaecli.data.dataset import Dataset, build_preprocess
 from vaecli.evaluation.evaluate import evaluate
@@ -104,7 +105,7 @@ def test_the_evidence_is_that_of_the_gaussian_that_was_learned(run):
 
 def test_nothing_is_lost_between_the_evidence_and_the_bound(run):
     """The posterior is diagonal and its mean linear in y: no gap of either kind."""
-    gaps, _ = evaluate_gaps(run, limit=100)
+    gaps, _ = evaluate_gaps(run, GapsSpec(limit=100))
     assert gaps.approximation_gap == pytest.approx(0, abs=0.05)
     assert gaps.amortisation_gap == pytest.approx(0, abs=0.15)
     assert gaps.mutual_information <= math.log(100)

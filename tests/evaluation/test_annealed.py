@@ -4,7 +4,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from vaecli.config.jobs import AnnealingSpec
+from vaecli.config.jobs import AnnealingSpec, GapsSpec
 from vaecli.errors import UsageError
 from vaecli.evaluation import annealed
 from vaecli.evaluation.annealed import evaluate_annealed
@@ -101,7 +101,7 @@ def test_the_papers_estimator_is_near_the_evidence_where_few_dimensions_are(bern
 
 
 def test_the_gaps_add_up_and_are_drawn(run):
-    gaps, path = evaluate_gaps(run)
+    gaps, path = evaluate_gaps(run, GapsSpec())
     assert gaps.log_evidence - gaps.elbo == pytest.approx(gaps.approximation_gap + gaps.amortisation_gap)
     assert gaps.amortisation_gap > -0.05  # the best of an image is no worse than the encoder's
     assert gaps.approximation_gap > -0.1

@@ -8,7 +8,8 @@ from scipy import stats
 
 from vaecli.data.dataset import Batch
 from vaecli.evaluation.evidence import monte_carlo_error, standard_error
-from vaecli.model.estimators import LogJoint, expected_terms, importance_weighted, sample_counts
+from vaecli.model.estimators import expected_terms, importance_weighted, sample_counts
+from vaecli.model.joint import LogJoint
 from vaecli.model.proposals import encoder_proposal
 from vaecli.randomness import generator
 

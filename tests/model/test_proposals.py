@@ -12,7 +12,8 @@ from vaecli.data.dataset import Batch
 from vaecli.data.image_grid import ImageShape
 from vaecli.evaluation.binarised import BinarisedDecoder
 from vaecli.model.annealing import Path, from_above, from_below, start_at_fitted, start_at_prior, target_of
-from vaecli.model.estimators import LogJoint, importance_weighted
+from vaecli.model.estimators import importance_weighted
+from vaecli.model.joint import LogJoint
 from vaecli.model.laplace import find_modes
 from vaecli.model.proposals import fit_proposal
 from vaecli.model.vae import VAE, build_vae

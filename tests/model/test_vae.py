@@ -11,7 +11,8 @@ from vaecli.config.schema import DataConfig, ModelConfig
 from vaecli.data.dataset import build_preprocess
 from vaecli.data.image_grid import ImageShape
 from vaecli.model.bound import evaluate_bound
-from vaecli.model.estimators import LogJoint, expected_terms, importance_weighted
+from vaecli.model.estimators import expected_terms, importance_weighted
+from vaecli.model.joint import LogJoint
 from vaecli.model.objectives import draw, draw_noise
 from vaecli.model.priors import Prior, StandardNormal
 from vaecli.model.proposals import encoder_proposal

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from vaecli.errors import ConfigError, DataError, UsageError
-from vaecli.papers.experiment import load_experiment, read_experiment, shipped_experiments
+from vaecli.papers.experiment import load_experiment, shipped_experiments
+from vaecli.papers.spec import read_experiment
 
 FIGURE_2 = shipped_experiments()["aevb-figure-2"]
 

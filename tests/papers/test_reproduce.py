@@ -12,7 +12,8 @@ from vaecli.cli.app import app
 from vaecli.errors import UsageError
 from vaecli.files import lock
 from vaecli.papers.comparison import Figure, compare, gather
-from vaecli.papers.experiment import Ours, Published, Value, load_experiment, shipped_experiments
+from vaecli.papers.experiment import load_experiment, shipped_experiments
+from vaecli.papers.spec import Ours, Published, Value
 from vaecli.runs.run import list_runs
 from vaecli.sweeps.execution import run_sweep
 
@@ -212,7 +213,7 @@ def test_every_shipped_experiment_runs_from_end_to_end(name, faces, tmp_path, va
     assert [result.error for result in found.results] == [None] * len(found.results)
     outcomes = gather(experiment, runs_dir=tmp_path / "runs")
     assert [o.is_trained for o in outcomes] == [o.config in (configs[0], configs[-1]) for o in outcomes]
-    assert all(o.evaluations.keys() == experiment.spec.evaluations.keys() for o in outcomes if o.is_trained)
+    assert all(o.evaluations.keys() == experiment.spec.all_evaluations.keys() for o in outcomes if o.is_trained)
     figures = [figure for of_kind in compare(experiment, outcomes).values() for figure in of_kind]
     assert all(np.isfinite(figure.ours) for figure in figures if figure.ours is not None)
     vae("reproduce", name, *settings, "--budget", 45, "--report", "--quiet", "--runs-dir", tmp_path / "runs")

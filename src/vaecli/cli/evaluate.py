@@ -9,10 +9,8 @@ from vaecli.cli.app import RUNS, Ckpt, DataDir, Json, Quiet, RunsDir, SplitName,
 from vaecli.errors import UsageError
 
 if TYPE_CHECKING:
-    from vaecli.evaluation.annealed import AnnealedEvaluation
     from vaecli.evaluation.calibration import Calibration
-    from vaecli.evaluation.gaps import Gaps
-    from vaecli.evaluation.result import Evaluation
+    from vaecli.evaluation.result import AnnealedEvaluation, Evaluation, Gaps
 
 
 @app.command(
@@ -93,12 +91,12 @@ def evaluate(
             found, path = evaluate_calibration(run, n=limit or 1000, seed=seed, device=device, callback=callback)
             text = calibration_table(found, draw_calibration(found, path))
         elif gaps:
+            from vaecli.config.jobs import GapsSpec
             from vaecli.evaluation.gaps import evaluate_gaps
             from vaecli.reports.gaps import draw_gaps
 
-            found, path = evaluate_gaps(
-                run, split=split, limit=limit or 1000, seed=seed, device=device, data_dir=data_dir, callback=callback
-            )
+            of_images = GapsSpec(split=split, limit=limit or 1000, seed=seed)
+            found, path = evaluate_gaps(run, of_images, device=device, data_dir=data_dir, callback=callback)
             text = gaps_table(found, draw_gaps(path))
         elif method == "importance":
             from vaecli.evaluation.evaluate import evaluate as evaluate_run

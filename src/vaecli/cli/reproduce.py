@@ -118,13 +118,14 @@ def reproduce(
     if found is not None and found.failed:
         note(f"{len(found.failed)} of {len(found.results)} runs failed; the same command does them again:")
         for one in found.failed:
-            note(f"  {one.error}; alone: {sweep.command(one)}")
+            note(f"  {one.error}")
         raise typer.Exit(SOME_FAILED)
 
 
 def _list(runs_dir: Path, *, as_json: bool) -> None:
     """List the experiments that ship, what each needs, and what has been done."""
-    from vaecli.papers.experiment import read_experiment, shipped_experiments
+    from vaecli.papers.experiment import shipped_experiments
+    from vaecli.papers.spec import read_experiment
 
     rows: dict[str, dict[str, Any]] = {}
     for name, path in shipped_experiments().items():

@@ -24,6 +24,13 @@ class EvaluationSpec(Section):
     binarised: bool = True
     """Whether the likelihood of binarised images is evaluated too."""
 
+    @property
+    def name(self) -> str:
+        """Return what tells its files from those of other evaluations of a checkpoint."""
+        name = f"{self.split}-{self.proposal}-k{self.k}"
+        name += "" if self.limit is None else f"-{self.limit}images"
+        return name + f"-seed{self.seed}" + ("" if self.binarised else "-no-binarised")
+
 
 class AnnealingSpec(Section):
     """Describe how the evidence is estimated by other means than importance sampling."""
@@ -43,6 +50,46 @@ class AnnealingSpec(Section):
     """Only so many images, evenly spaced over the split; null: all."""
     seed: int = Field(0, ge=0)
     """Of evaluation's own random numbers."""
+    checkpoint: Literal["best", "last"] = "best"
+    """As of an `EvaluationSpec`."""
+
+    @property
+    def of_images(self) -> EvaluationSpec:
+        """Return which images these are, and the fitted proposals beside."""
+        return EvaluationSpec(split=self.split, limit=self.limit, seed=self.seed, checkpoint=self.checkpoint)
+
+    @property
+    def name(self) -> str:
+        """Return what tells its files from those of other evaluations of a checkpoint."""
+        settings = f"{self.method}{self.temperatures}-{self.chains}chains-{self.start}" + "-bracket" * self.bracket
+        return f"{self.of_images.name}-{settings}"
+
+
+class GapsSpec(Section):
+    """Describe how what the bound loses is split into approximation and amortisation gap."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    """Of which images."""
+    limit: int | None = Field(1000, ge=1)
+    """Only so many images, evenly spaced over the split; null: all."""
+    seed: int = Field(0, ge=0)
+    """Of evaluation's own random numbers."""
+    checkpoint: Literal["best", "last"] = "best"
+    """As of an `EvaluationSpec`."""
+
+    @property
+    def of_images(self) -> EvaluationSpec:
+        """Return which images these are, and the fitted proposals that give their evidence."""
+        return EvaluationSpec(split=self.split, limit=self.limit, seed=self.seed, checkpoint=self.checkpoint)
+
+    @property
+    def name(self) -> str:
+        """Return what tells its files from those of other evaluations of a checkpoint."""
+        return f"{self.of_images.name}-gaps"
+
+
+AnySpec = EvaluationSpec | AnnealingSpec | GapsSpec
+"""How a checkpoint is evaluated, in one way or another."""
 
 
 OF_MANY_RUNS = EvaluationSpec(limit=1000)

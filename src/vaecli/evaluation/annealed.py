@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaecli.config.jobs import AnnealingSpec, EvaluationSpec
+from vaecli.config.jobs import AnnealingSpec
 from vaecli.data.dataset import Batch
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation.evidence import mean, monte_carlo_error
 from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory, write_results
-from vaecli.evaluation.result import Origin
+from vaecli.evaluation.result import AnnealedEvaluation
 from vaecli.files import write_atomically
 from vaecli.model.annealing import Path as AnnealingPath
 from vaecli.model.annealing import from_above, from_below, start_at_fitted, start_at_prior, target_of
-from vaecli.model.estimators import LogJoint, importance_weighted
+from vaecli.model.estimators import importance_weighted
+from vaecli.model.joint import LogJoint
 from vaecli.model.posterior_samples import log_evidence_from_posterior
 from vaecli.model.proposals import fit_proposal
 from vaecli.randomness import generator
@@ -33,36 +34,6 @@ AT_ONCE = 20
 """Images that are annealed at a time; what is done is kept after each."""
 MOST_DIMENSIONS = 10
 """Latent dimensions up to which the paper's estimator is of use: it says "less than 5"."""
-
-
-@dataclass(frozen=True)
-class AnnealedEvaluation(Origin):
-    """Hold the evidence by annealing, or by the paper's estimator: means over images, in nats per image."""
-
-    method: str
-    start: str
-    temperatures: int
-    """Transitions of every chain."""
-    chains: int
-    log_evidence: float
-    log_evidence_se: float | None
-    log_evidence_mc_se: float | None
-    """The Monte-Carlo error, with the images fixed; None for the paper's estimator, which has none to state."""
-    acceptance: float | None
-    fitted_log_evidence: float
-    """Of the same images, by 500 importance samples from fitted proposals."""
-    difference: float
-    """The first less the second."""
-    largest_difference: float
-    """Of an image, without its sign."""
-    simulated_lower: float | None
-    """On images that the model has drawn, as many: a bound from below on their evidence, on average."""
-    simulated_upper: float | None
-    """The same from above."""
-    simulated_fitted: float | None
-    """The same by importance samples from fitted proposals."""
-    simulated_gap: float | None
-    """The upper bound less the lower: the evidence lies between them, on average over draws."""
 
 
 def evaluate_annealed(
@@ -88,16 +59,13 @@ def evaluate_annealed(
         UsageError: The method does not go with the model; otherwise as for `evaluate`.
         VaecliError: As for `evaluate`.
     """
-    of_images = EvaluationSpec(split=spec.split, limit=spec.limit, seed=spec.seed)
-    held_out = open_held_out(run, of_images, device, data_dir, callback)
+    held_out = open_held_out(run, spec.of_images, device, data_dir, callback)
     if spec.method == "posterior" and held_out.vae.latent_dim > MOST_DIMENSIONS:
         raise UsageError(
             f"{run.name}: has {held_out.vae.latent_dim} latent dimensions; the estimator from posterior samples is of "
             f"use up to {MOST_DIMENSIONS}: use ais"
         )
-    settings = f"{spec.method}{spec.temperatures}-{spec.chains}chains-{spec.start}" + "-bracket" * spec.bracket
-    of_run = held_out.run.evaluation_path(held_out.run.checkpoint.progress.step, of_images)
-    path = of_run.with_name(f"{of_run.stem}-{settings}.json")
+    path = held_out.run.evaluation_path(held_out.run.checkpoint.progress.step, spec)
     prepare_directory(path)
     work = _Work(held_out, spec)
     arrays = _in_parts(work, held_out.batch, path.with_suffix(".partial.npz"), "annealing")

@@ -19,7 +19,8 @@ from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory
 from vaecli.evaluation.result import Evaluation
 from vaecli.model.bound import ACTIVE
 from vaecli.model.distributions import Density
-from vaecli.model.estimators import expected_terms, score_log_likelihood
+from vaecli.model.estimators import expected_terms
+from vaecli.model.joint import score_log_likelihood
 from vaecli.model.vae import kl_per_dimension
 from vaecli.runs.run import Run
 from vaecli.stages import StageCallback

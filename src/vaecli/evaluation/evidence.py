@@ -12,7 +12,8 @@ from torch import Tensor
 from vaecli.data.dataset import Batch
 from vaecli.evaluation.held_out import HeldOut
 from vaecli.evaluation.result import FEW
-from vaecli.model.estimators import LogJoint, Scores, Weighted, importance_weighted, sample_counts
+from vaecli.model.estimators import Weighted, importance_weighted, sample_counts
+from vaecli.model.joint import LogJoint, Scores
 from vaecli.model.proposals import Mixture, Proposal, adapt, encoder_proposal, fit_proposal
 from vaecli.model.vae import VAE
 

@@ -1,21 +1,21 @@
 """Where a run's bound is lost, image by image: the approximation and the amortisation gap."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vaecli.config.jobs import EvaluationSpec
+from vaecli.config.jobs import GapsSpec
 from vaecli.data.dataset import Batch
 from vaecli.errors import UsageError
 from vaecli.evaluation.evidence import Group, estimate_evidence, mean
 from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory, write_results
-from vaecli.evaluation.result import Origin
+from vaecli.evaluation.result import Gaps
 from vaecli.model.bound import best_diagonal, elbo_of, expected_kl, mutual_information
 from vaecli.model.distributions import DiagonalNormal, standard_normal
-from vaecli.model.estimators import score_log_likelihood
+from vaecli.model.joint import score_log_likelihood
 from vaecli.runs.run import Run
 from vaecli.stages import StageCallback
 
@@ -25,38 +25,10 @@ DRAWS = 200
 """By which both bounds of an image are estimated, the same for both."""
 
 
-@dataclass(frozen=True)
-class Gaps(Origin):
-    """Hold where the bound is lost: means over images, in nats per image."""
-
-    log_evidence: float
-    log_evidence_se: float | None
-    best_elbo: float
-    """With the best diagonal Gaussian of each image."""
-    best_elbo_se: float | None
-    elbo: float
-    """With the encoder's."""
-    elbo_se: float | None
-    approximation_gap: float
-    """The evidence less the best ELBO."""
-    approximation_gap_se: float | None
-    amortisation_gap: float
-    """The best ELBO less the encoder's."""
-    amortisation_gap_se: float | None
-    kl: float
-    """KL(q(z|x) ‖ p(z))."""
-    mutual_information: float
-    """Of image and code under the encoder; at most log n_images."""
-    kl_of_aggregate: float
-    """KL(q(z) ‖ p(z)) of the mean q(z) of q(z|x) over these images: the rest of the KL."""
-
-
 def evaluate_gaps(
     run: Run,
+    spec: GapsSpec,
     *,
-    split: str = "test",
-    limit: int | None = 1000,
-    seed: int = 0,
     device: str = "auto",
     data_dir: Path | None = None,
     callback: StageCallback | None = None,
@@ -65,9 +37,7 @@ def evaluate_gaps(
 
     Args:
         run: A trained run with a Gaussian encoder.
-        split: train, validation or test.
-        limit: Only so many images, evenly spaced over the split; None for all.
-        seed: Of evaluation's own random numbers.
+        spec: Of which images.
         device: auto, cpu, cuda, cuda:1 or mps.
         data_dir: As for `train`.
         callback: As for `evaluate`.
@@ -79,10 +49,8 @@ def evaluate_gaps(
         UsageError: The encoder is not a diagonal Gaussian; otherwise as for `evaluate`.
         VaecliError: As for `evaluate`.
     """
-    spec = EvaluationSpec.model_validate({"split": split, "limit": limit, "seed": seed})
-    held_out = open_held_out(run, spec, device, data_dir, callback)
-    of_run = held_out.run.evaluation_path(held_out.run.checkpoint.progress.step, spec)
-    path = of_run.with_name(f"{of_run.stem}-gaps.json")
+    held_out = open_held_out(run, spec.of_images, device, data_dir, callback)
+    path = held_out.run.evaluation_path(held_out.run.checkpoint.progress.step, spec)
     prepare_directory(path)
     best, elbo = _bounds(held_out)
     (weighted,) = estimate_evidence(

@@ -121,6 +121,62 @@ class Evaluation(Origin, Shown):
         return size is None or size >= KNOWN_FROM
 
 
+@dataclass(frozen=True)
+class AnnealedEvaluation(Origin):
+    """Hold the evidence by annealing, or by the paper's estimator: means over images, in nats per image."""
+
+    method: str
+    start: str
+    temperatures: int
+    """Transitions of every chain."""
+    chains: int
+    log_evidence: float
+    log_evidence_se: float | None
+    log_evidence_mc_se: float | None
+    """The Monte-Carlo error, with the images fixed; None for the paper's estimator, which has none to state."""
+    acceptance: float | None
+    fitted_log_evidence: float
+    """Of the same images, by 500 importance samples from fitted proposals."""
+    difference: float
+    """The first less the second."""
+    largest_difference: float
+    """Of an image, without its sign."""
+    simulated_lower: float | None
+    """On images that the model has drawn, as many: a bound from below on their evidence, on average."""
+    simulated_upper: float | None
+    """The same from above."""
+    simulated_fitted: float | None
+    """The same by importance samples from fitted proposals."""
+    simulated_gap: float | None
+    """The upper bound less the lower: the evidence lies between them, on average over draws."""
+
+
+@dataclass(frozen=True)
+class Gaps(Origin):
+    """Hold where the bound is lost: means over images, in nats per image."""
+
+    log_evidence: float
+    log_evidence_se: float | None
+    best_elbo: float
+    """With the best diagonal Gaussian of each image."""
+    best_elbo_se: float | None
+    elbo: float
+    """With the encoder's."""
+    elbo_se: float | None
+    approximation_gap: float
+    """The evidence less the best ELBO."""
+    approximation_gap_se: float | None
+    amortisation_gap: float
+    """The best ELBO less the encoder's."""
+    amortisation_gap_se: float | None
+    kl: float
+    """KL(q(z|x) ‖ p(z))."""
+    mutual_information: float
+    """Of image and code under the encoder; at most log n_images."""
+    kl_of_aggregate: float
+    """KL(q(z) ‖ p(z)) of the mean q(z) of q(z|x) over these images: the rest of the KL."""
+
+
 class NotFiniteError(VaecliError):
     """Signal an evaluation some of whose metrics are not finite numbers."""
 

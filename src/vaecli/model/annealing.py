@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaecli.model.estimators import LogJoint
 from vaecli.model.hamiltonian import Dynamics, LogDensity, transition
+from vaecli.model.joint import LogJoint
 from vaecli.model.proposals import Mixture, effective_sample_size
 
 ACCEPTANCE = 0.65

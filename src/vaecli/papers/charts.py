@@ -14,7 +14,8 @@ from vaecli.data.image_grid import as_seen
 from vaecli.errors import VaecliError
 from vaecli.evaluation.generation import manifold, reconstruct, sample
 from vaecli.papers.comparison import SEED, Figure, Outcome
-from vaecli.papers.experiment import Chart, Experiment
+from vaecli.papers.experiment import Experiment
+from vaecli.papers.spec import Chart
 from vaecli.reports.plots import PAGE, plain
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -83,6 +84,9 @@ def draw_curves(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome
         axis.set_xlabel("images seen")
     for axis in axes[::3]:
         axis.set_ylabel("nats per image")
+    left, right = (f(axis.get_xlim()[i] for axis in axes) for i, f in ((0, min), (1, max)))
+    for axis in axes:
+        axis.set_xlim(left, right)
     _add_legend(picture, chart, colour, shown)
     return picture
 
@@ -128,7 +132,7 @@ def _add_legend(picture: Picture, chart: Chart, colour: Mapping[Any, str], shown
             )
         )
         if published.ours.evaluation is not None:
-            label = plain(f"ours: {published.title}")
+            label = plain(f"ours at the end: {published.ours.evaluation} images")
             handles.append(Line2D([], [], color="0.35", marker=marker, ls="", label=label))
     picture.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9, ncols=2)
 

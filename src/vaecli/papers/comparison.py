@@ -1,18 +1,19 @@
 """Our figures beside the published ones: what became of every run, and by how much each number is met or missed."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from vaecli.config.schema import Config, get_setting
 from vaecli.errors import VaecliError
-from vaecli.evaluation.result import read_evaluation
-from vaecli.files import may_be_file
-from vaecli.papers.experiment import Experiment, Published, Split, Value
+from vaecli.papers.experiment import Experiment
+from vaecli.papers.spec import Published, Split, Value
 from vaecli.reports.statistics import interval
+from vaecli.runs.records import read_object
 from vaecli.runs.run import Run
-from vaecli.sweeps.sweep import JobOptions, checkpoint_step, plan_jobs
+from vaecli.sweeps.sweep import JobOptions, find_evaluation, plan_jobs
 
 CLOSE = 0.99
 """The share of the images of a published number from which ours counts as of as many."""
@@ -29,7 +30,7 @@ class Outcome:
     images: int = 0
     """Seen in training."""
     is_trained: bool = False
-    evaluations: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Those that are there of its present end, by name."""
     rows: Sequence[Mapping[str, Any]] = ()
     """Of metrics.jsonl."""
@@ -63,17 +64,13 @@ def gather(experiment: Experiment, *, runs_dir: Path, data_dir: Path | None = No
     return outcomes
 
 
-def _evaluations(experiment: Experiment, run: Run) -> dict[str, Any]:
+def _evaluations(experiment: Experiment, run: Run) -> dict[str, dict[str, Any]]:
     """Read those evaluations of a run's present end that are there and whole."""
-    found = {}
-    for name, spec in experiment.spec.evaluations.items():
-        try:
-            chosen = run.at(spec.checkpoint)
-            path = chosen.evaluation_path(checkpoint_step(chosen), spec)
-            if may_be_file(path):
-                found[name] = read_evaluation(path)
-        except (VaecliError, KeyError, TypeError):  # there is none yet, or it is damaged and is made again
-            continue
+    paths = {name: find_evaluation(run, spec) for name, spec in experiment.spec.all_evaluations.items()}
+    found: dict[str, dict[str, Any]] = {}
+    for name, path in paths.items():
+        with suppress(VaecliError):  # it is damaged, and is made again
+            found |= {} if path is None else {name: read_object(path)}
     return found
 
 
@@ -160,7 +157,7 @@ def _ours(published: Published, outcome: Outcome) -> tuple[float, int] | None:
     """Return our figure of a run, and after how many images it was taken."""
     ours = published.ours
     if ours.evaluation is not None:
-        value = getattr(outcome.evaluations.get(ours.evaluation), ours.metric, None)
+        value = outcome.evaluations.get(ours.evaluation, {}).get(ours.metric)
         return None if value is None else (float(value), outcome.images)
     assert ours.curve is not None
     images, values = outcome.curve(ours.curve, ours.metric)
@@ -174,6 +171,7 @@ def _ours(published: Published, outcome: Outcome) -> tuple[float, int] | None:
 def goal_in_words(published: Published) -> str:
     """Say what ours should be."""
     by = f"{published.tolerance:g} {published.unit}"
+    by = by.removesuffix("s") if published.tolerance == 1 else by
     return {
         "near": f"within {by} of the published number",
         "at_least": f"within {by} of the published number, or above",

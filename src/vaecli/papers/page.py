@@ -1,7 +1,6 @@
 """The page of an experiment: report.html, report.md for the documentation, results.json and the figures."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +145,7 @@ def _results(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[
                 "run": None if outcome.run is None else str(outcome.run.path),
                 "finished": outcome.is_trained,
                 "images": outcome.images,
-                "evaluations": {name: asdict(found) for name, found in outcome.evaluations.items()},
+                "evaluations": outcome.evaluations,
             }
             for outcome in outcomes
         ],
@@ -178,8 +177,10 @@ def progress_in_words(results: dict[str, Any]) -> str:
     share = min((run["images"] for run in runs if run["finished"]), default=0) / results["full_budget"]
     part = "" if share >= 1 or not finished else f" after {100 * share:.2g} % of the images"
     text = f"{finished} of {len(runs)} runs finished{part}"
-    if figures:
-        text += f"; {sum(f['met'] for f in judged)} of {len(judged)} numbers met"
-        early = len(figures) - len(judged)
-        text += f", {early} not reached yet" if early else ""
-    return text
+    if not figures:
+        return text
+    early = len(figures) - len(judged)
+    if not judged:
+        return f"{text}; none of {early} published numbers reached yet"
+    text += f"; {sum(f['met'] for f in judged)} of {len(judged)} published numbers met"
+    return text + (f", {early} not reached yet" if early else "")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from uuid import uuid4
 
 from vaecli.config.data_sets import is_array
-from vaecli.config.jobs import EvaluationSpec
+from vaecli.config.jobs import AnySpec
 from vaecli.config.loading import dump_config, fixed_differences, load_config
 from vaecli.config.schema import Config
 from vaecli.errors import ConfigError, UsageError, VaecliError, some
@@ -167,12 +167,9 @@ class Run(Shown):
         """Return the rows of metrics.jsonl, without a line that is still being written. Raises VaecliError."""
         return read_metrics(self.path / "metrics.jsonl")
 
-    def evaluation_path(self, step: int, spec: EvaluationSpec) -> Path:
+    def evaluation_path(self, step: int, spec: AnySpec) -> Path:
         """Return where the evaluation stands of its checkpoint, taken at a step. Raises VaecliError if it has none."""
-        name = f"{self.checkpoint_path.stem}-step{step}-{spec.split}-{spec.proposal}-k{spec.k}"
-        name += "" if spec.limit is None else f"-{spec.limit}images"
-        name += f"-seed{spec.seed}" + ("" if spec.binarised else "-no-binarised")
-        return self.path / "evaluations" / f"{name}.json"
+        return self.path / "evaluations" / f"{self.checkpoint_path.stem}-step{step}-{spec.name}.json"
 
     def write_config(self, config: Config) -> None:
         """Replace config.yaml. Raises VaecliError where it cannot be written."""

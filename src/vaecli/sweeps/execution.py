@@ -104,7 +104,7 @@ def run_sweep(
     with output_directory(out, sweep.kind, manifest_of(sweep, checksums[sweep.base.data.name])):
         results = run_configs(
             sweep.configs,
-            JobOptions(runs_dir, data_dir, sweep.evaluation, extend=sweep.extend),
+            JobOptions(runs_dir, data_dir, sweep.evaluation, sweep.further, extend=sweep.extend),
             engine=engine,
             address=address,
             jobs=jobs,

@@ -4,13 +4,14 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from vaecli.config.jobs import AnySpec, EvaluationSpec, GapsSpec
 from vaecli.config.schema import Config
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, VaecliError, in_plain_words
 from vaecli.evaluation.result import NotFiniteError, read_evaluation
 from vaecli.files import may_be_file
 from vaecli.runs.run import Run
 from vaecli.stages import silent, stoppable
-from vaecli.sweeps.sweep import Job, JobResult, checkpoint_step
+from vaecli.sweeps.sweep import Job, JobResult, find_evaluation
 from vaecli.training.stopping import Stop, never
 
 
@@ -18,10 +19,9 @@ def finished_result(job: Job) -> JobResult | None:
     """Return the result of a run that needs nothing more; only its status is read, since there may be very many."""
     if job.run is None or not job.is_trained:
         return None
-    run = job.run.at(job.options.evaluation.checkpoint)
     try:
-        path = run.evaluation_path(checkpoint_step(run), job.options.evaluation)
-        return JobResult.read(job.config, job.run, path) if may_be_file(path) else None
+        path, *others = (find_evaluation(job.run, spec) for spec in (job.options.evaluation, *job.options.further))
+        return None if path is None or None in others else JobResult.read(job.config, job.run, path)
     except (VaecliError, OSError, KeyError, TypeError, ValueError):
         return None  # whatever is damaged is reported, or mended, when the job is run
 
@@ -111,9 +111,29 @@ def _evaluate(job: Job, run: Run) -> JobResult:
         path = run.evaluation_path(run.checkpoint.progress.step, options.evaluation)
         if not _is_whole(path):
             evaluate_spec(run, options.evaluation, device=config.device, data_dir=options.data_dir)
+        for further in options.further:
+            _evaluate_further(Run(run.path), further, job)
         return JobResult.read(config, Run(run.path), path)
     except Exception as error:  # noqa: BLE001 (whatever it is, it is this job's alone)
         return _failed(job, run, error)
+
+
+def _evaluate_further(run: Run, spec: AnySpec, job: Job) -> None:
+    """Evaluate a run in another way, unless that was done."""
+    from vaecli.evaluation.annealed import evaluate_annealed  # noqa: PLC0415 (torch)
+    from vaecli.evaluation.evaluate import evaluate_spec  # noqa: PLC0415
+    from vaecli.evaluation.gaps import evaluate_gaps  # noqa: PLC0415
+
+    device, data_dir = job.config.device, job.options.data_dir
+    run = run.at(spec.checkpoint)
+    if may_be_file(run.evaluation_path(run.checkpoint.progress.step, spec)):
+        return
+    if isinstance(spec, EvaluationSpec):
+        evaluate_spec(run, spec, device=device, data_dir=data_dir)
+    elif isinstance(spec, GapsSpec):
+        evaluate_gaps(run, spec, device=device, data_dir=data_dir)
+    else:
+        evaluate_annealed(run, spec, device=device, data_dir=data_dir)
 
 
 def _is_whole(path: Path) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vaecli.config.jobs import EvaluationSpec, Resources
+from vaecli.config.jobs import AnySpec, EvaluationSpec, Resources
 from vaecli.config.loading import load_config, load_yaml
 from vaecli.config.schema import Config, get_setting
 from vaecli.data.summaries import fingerprint
@@ -49,6 +49,8 @@ class Sweep:
     configs: tuple[Config, ...]
     resources: Resources
     evaluation: EvaluationSpec
+    further: tuple[AnySpec, ...] = ()
+    """How else every run is evaluated."""
     spec: Spec | None = None
     """The YAML, if there is one."""
     extend: bool = False
@@ -112,15 +114,22 @@ class JobOptions:
     runs_dir: Path
     data_dir: Path | None = None
     evaluation: EvaluationSpec = field(default_factory=EvaluationSpec)
+    further: tuple[AnySpec, ...] = ()
+    """As of a `Sweep`."""
     extend: bool = False
     """As of a `Sweep`."""
 
 
-def checkpoint_step(run: Run) -> int:
-    """Return at which step a run's checkpoint was taken, by its status. Raises KeyError or TypeError."""
+def find_evaluation(run: Run, spec: AnySpec) -> Path | None:
+    """Return the file of an evaluation of a run's present checkpoint, if there is one; only its status is read."""
+    run = run.at(spec.checkpoint)
     status = run.status
-    step: int = (status if run.checkpoint_path == run.last else status["best"])["step"]
-    return step
+    try:
+        step = (status if run.checkpoint_path == run.last else status["best"])["step"]
+        path = run.evaluation_path(step, spec)
+    except (VaecliError, KeyError, TypeError):  # there is no checkpoint yet, or the status is damaged
+        return None
+    return path if may_be_file(path) else None
 
 
 @dataclass(frozen=True)
@@ -153,10 +162,7 @@ def plan_jobs(configs: Sequence[Config], options: JobOptions, on_stage: StageCal
 def known_runs(runs_dir: Path, data_sha256: str | None, *, extend: bool = False) -> dict[str, Run]:
     """Return the runs of these images by identity; of several with the same, the one that has come furthest.
 
-    Args:
-        runs_dir: Where they are.
-        data_sha256: Of the images' file, if there is one.
-        extend: Whether runs that can be extended are the same if they differ in nothing but their epochs.
+    With `extend`, those of a constant step size are the same that differ in nothing but the number of their epochs.
     """
     known: dict[str, Run] = {}
     epochs: dict[str, int] = {}
