@@ -201,10 +201,15 @@ def test_a_number_is_met_within_its_tolerance_or_missed_by_what_is_beyond(goal, 
     assert early.verdict == f"{verdict}, after 50 % of the images"
 
 
-@pytest.mark.parametrize("name", shipped_experiments())
+LONG = {"cremer-gaps", "aevb-figure-3"}
+"""They fit a Gaussian to each image, or sample its posterior."""
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in shipped_experiments()]
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_every_shipped_experiment_runs_from_end_to_end(name, faces, tmp_path, vae):
     """Of the runs of each, the first and the last, on small images; the page then shows the others as not run yet."""
-    settings = [*TINY, f"data.name={faces}"]
+    settings = [*TINY, f"data.name={faces}", "data.validation=9", "data.train=null"]
     experiment = load_experiment(name, budget=45.0, settings=settings)
     configs = experiment.sweep.configs
     chosen = experiment.of([])

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.lines import Line2D
@@ -22,6 +23,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 """Told apart by colour-blind readers too (Okabe & Ito 2008)."""
 MARKERS = ("o", "s", "D", "^", "v", "P")
 STYLES = {"train": (0, (4, 2)), "validation": "solid"}
+POINTS = 500
+"""Of a curve at most: there may be tens of thousands of epochs."""
 LATE = 0.01
 """The share of the images from which on a curve decides the range of a chart."""
 SIDE = 10
@@ -32,6 +35,7 @@ Figures = Mapping[str, list[Figure]]
 
 def draw(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome], figures: Figures) -> Picture | None:
     """Draw a chart of an experiment's page; None where there is nothing to show yet."""
+    outcomes = [outcome for outcome in outcomes if outcome.matches(chart.where)]
     return {"curves": draw_curves, "figures": draw_figures, "pictures": draw_pictures}[chart.kind](
         chart, experiment, outcomes, figures
     )
@@ -97,7 +101,7 @@ def _draw_lines(axis: Axes, chart: Chart, outcomes: Sequence[Outcome], colour: M
     for outcome in outcomes:
         paint = colour[values_of([outcome], chart.lines)[0]]
         for split in chart.splits:
-            images, values = outcome.curve(split, chart.metric)
+            images, values = thin(*outcome.curve(split, chart.metric))
             marker = "." if len(images) == 1 else None
             axis.plot(images, values, color=paint, lw=1.4, ls=STYLES[split], marker=marker)
             found += zip(images, values, strict=True)
@@ -106,16 +110,25 @@ def _draw_lines(axis: Axes, chart: Chart, outcomes: Sequence[Outcome], colour: M
     return late or [value for _, value in found]
 
 
+def thin(images: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
+    """Return so many points of a curve at most, evenly spaced on a logarithmic axis, from the first to the last."""
+    if len(images) <= POINTS:
+        return [*images], [*values]
+    rows = np.unique(np.searchsorted(images, np.geomspace(images[0], images[-1], POINTS)).clip(max=len(images) - 1))
+    return [images[i] for i in rows], [values[i] for i in rows]
+
+
 def _draw_published(axis: Axes, figure: Figure, experiment: Experiment, marker: str, colour: str) -> list[float]:
     """Draw a published number hollow, and ours filled where it is of an evaluation; return them."""
-    at, value = figure.published.images or experiment.spec.budget, figure.value.value
-    axis.errorbar(
-        [at], [value], yerr=[figure.uncertainty or 0.0], fmt=marker, color=colour, mfc="white", ms=6.5, zorder=4
-    )
-    if figure.ours is None or figure.published.ours.evaluation is None:
-        return [value]
-    axis.plot([figure.images], [figure.ours], marker, color=colour, ms=5, zorder=5)
-    return [value, figure.ours]
+    at, value, shown = figure.published.images or experiment.spec.budget, figure.value.value, list[float]()
+    if value is not None:
+        error = [figure.uncertainty or 0.0]
+        axis.errorbar([at], [value], yerr=error, fmt=marker, color=colour, mfc="white", ms=6.5, zorder=4)
+        shown.append(value)
+    if figure.ours is not None and figure.published.ours.evaluation is not None:
+        axis.plot([figure.images], [figure.ours], marker, color=colour, ms=5, zorder=5)
+        shown.append(figure.ours)
+    return shown
 
 
 def _add_legend(picture: Picture, chart: Chart, colour: Mapping[Any, str], shown: Mapping[str, list[Figure]]) -> None:
@@ -150,10 +163,11 @@ def draw_figures(
     axis = picture.subplots()
     for y, figure in enumerate(rows):
         value, tolerance, goal = figure.value.value, figure.published.tolerance, figure.published.goal
-        low = value - (0 if goal == "at_most" else tolerance)
-        high = value + (0 if goal == "at_least" else tolerance)
-        axis.plot([low, high], [y, y], color="0.85", lw=7, solid_capstyle="butt", zorder=1)
-        axis.errorbar([value], [y], xerr=[figure.uncertainty or 0.0], fmt="D", color=COLOURS[1], mfc="white", ms=6)
+        if value is not None:
+            low = value - (0 if goal == "at_most" else tolerance)
+            high = value + (0 if goal == "at_least" else tolerance)
+            axis.plot([low, high], [y, y], color="0.85", lw=7, solid_capstyle="butt", zorder=1)
+            axis.errorbar([value], [y], xerr=[figure.uncertainty or 0.0], fmt="D", color=COLOURS[1], mfc="white", ms=6)
         if figure.ours is not None:
             half = [0.0 if figure.half_width is None else figure.half_width]
             axis.errorbar([figure.ours], [y], xerr=half, fmt="o", color=COLOURS[0], ms=6, capsize=3)
@@ -214,8 +228,10 @@ def _tile(chart: Chart, outcome: Outcome, experiment: Experiment) -> Any:
     elif chart.show == "samples":
         images, side = sample(run, SIDE * SIDE), SIDE
     else:
-        images, side = reconstruct(run, SIDE * SIDE).reconstructions, SIDE
+        images, side = reconstruct(run, SIDE * SIDE, data_dir=experiment.data_dir).reconstructions, SIDE
     images = as_seen(images).clip(0, 1)
-    _, height, width, *channels = images.shape
-    grid = images.reshape(side, side, height, width, *channels).swapaxes(1, 2)
+    n, height, width, *channels = images.shape
+    padded = np.zeros((side * side, height, width, *channels), np.float32)  # where a split has fewer, the rest is black
+    padded[:n] = images
+    grid = padded.reshape(side, side, height, width, *channels).swapaxes(1, 2)
     return grid.reshape(side * height, side * width, *channels)

@@ -98,7 +98,7 @@ class Figure:
     @property
     def difference(self) -> float | None:
         """Return ours less the published number."""
-        return None if self.ours is None else self.ours - self.value.value
+        return None if self.ours is None or self.value.value is None else self.ours - self.value.value
 
     @property
     def excess(self) -> float | None:
@@ -120,7 +120,7 @@ class Figure:
         """Say in words whether the published number is met."""
         excess, published = self.excess, self.published
         if excess is None:
-            return self.why_none
+            return self.why_none or "no published number known"
         judged = "met" if excess <= 0 else f"missed by {excess:.{published.digits}f}"
         if not self.is_early:
             return judged

@@ -32,6 +32,8 @@ class Experiment:
     """What was changed on the command line."""
     sweep: Sweep
     """All runs."""
+    data_dir: Path | None = None
+    """Where torchvision's data sets are."""
 
     @property
     def share(self) -> float:
@@ -52,7 +54,7 @@ class Experiment:
 
 def shipped_experiments() -> dict[str, Path]:
     """Return the experiments that ship with the package, by name."""
-    return {path.stem: path for path in sorted(EXPERIMENTS.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(EXPERIMENTS.glob("*.yaml"), key=lambda path: path.stem)}
 
 
 def find_experiment(source: str | Path) -> Path:
@@ -112,7 +114,7 @@ def load_experiment(
         further=tuple(spec.all_evaluations.values())[1:],
         extend=True,
     )
-    return Experiment(name, spec, budget, tuple(settings), sweep)
+    return Experiment(name, spec, budget, tuple(settings), sweep, data_dir)
 
 
 def _with_epochs(config: Config, budget: float, data_dir: Path | None) -> Config:

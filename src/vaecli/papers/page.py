@@ -116,11 +116,11 @@ def _cells(figure: Figure) -> list[str]:
     """Return ours, the published number, the difference and the verdict, as they are printed."""
     digits = figure.published.digits
     spread = "" if figure.uncertainty is None else f" ± {figure.uncertainty:g}"
-    published = f"{figure.value.value:.{digits}f}{spread}"
-    if figure.ours is None or figure.difference is None:
-        return ["–", published, "–", figure.verdict]
+    published = "–" if figure.value.value is None else f"{figure.value.value:.{digits}f}{spread}"
     half = "" if figure.half_width is None else f" ± {figure.half_width:.{digits}f} (n = {figure.n})"
-    return [f"{figure.ours:.{digits}f}{half}", published, f"{figure.difference:+.{digits}f}", figure.verdict]
+    ours = "–" if figure.ours is None else f"{figure.ours:.{digits}f}{half}"
+    difference = "–" if figure.difference is None else f"{figure.difference:+.{digits}f}"
+    return [ours, published, difference, figure.verdict]
 
 
 def _run_in_words(experiment: Experiment, outcome: Outcome) -> str:
@@ -172,7 +172,7 @@ def _results(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[
 
 def progress_in_words(results: dict[str, Any]) -> str:
     """Say how many runs are finished, and how many published numbers are met."""
-    runs, figures = results["runs"], results["figures"]
+    runs, figures = results["runs"], [f for f in results["figures"] if f["published"] is not None]
     finished, judged = sum(run["finished"] for run in runs), [f for f in figures if f["met"] is not None]
     share = min((run["images"] for run in runs if run["finished"]), default=0) / results["full_budget"]
     part = "" if share >= 1 or not finished else f" after {100 * share:.2g} % of the images"

@@ -58,7 +58,8 @@ class Value(Section):
 
     where: dict[str, Any] = Field(default_factory=dict)
     """Settings by which the runs are known."""
-    value: float
+    value: float | None
+    """Null where none is known: ours is then shown alone."""
     uncertainty: float | None = Field(None, ge=0)
 
 
@@ -87,6 +88,9 @@ def _as_tuple(value: object) -> object:
 
 class Chart(Section):
     """Describe a chart of the page."""
+
+    where: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the runs that it is about; empty for all."""
 
     kind: Literal["curves", "figures", "pictures"]
     """Curves over images seen, published numbers as markers; figures of ours beside theirs; or pictures of each run."""
@@ -152,7 +156,7 @@ def _problems(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     for name, published in spec.published.items():
         yield from ((f"published.{name}.{key}", why) for key, why in _problems_of(published, spec))
     for i, chart in enumerate(spec.charts):
-        for key in filter(None, (chart.panels, chart.lines)):
+        for key in filter(None, (chart.panels, chart.lines, *chart.where)):
             if key not in varied:
                 yield f"charts.{i}", f"{key} does not vary; {suggest(key, varied)}"
         for name in chart.published:
