@@ -8,11 +8,12 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vaecli.config.identity import recorded_identity
 from vaecli.config.jobs import EvaluationSpec
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock, write_json
 from vaecli.runs.run import LOCK
-from vaecli.sweeps.sweep import Sweep, recorded_identity
+from vaecli.sweeps.sweep import Sweep
 
 
 class Manifest(BaseModel):

@@ -3,15 +3,14 @@
 A comparison of decoders is a sweep over decoder and seed.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vaecli.config.identity import identity, recorded_identity
 from vaecli.config.jobs import AnySpec, EvaluationSpec, Resources
 from vaecli.config.loading import load_config, load_yaml
 from vaecli.config.schema import Config, get_setting
@@ -28,8 +27,6 @@ from vaecli.training.stopping import Stop
 FINISHED = frozenset({"completed", "converged"})
 """The states of runs that are trained."""
 DECODER, SEED = "model.decoder", "seed"
-DEFAULTS: dict[str, Any] = json.loads(Config().identity)
-"""Of all settings that make two runs the same."""
 SHARED_CORES = Resources(threads=None)
 """Every run has its share of the cores."""
 
@@ -156,7 +153,7 @@ def plan_jobs(configs: Sequence[Config], options: JobOptions, on_stage: StageCal
     """Return a job for each config, with the run that was begun before, if any. Raises DataError."""
     names, extend = {config.data.name for config in configs}, options.extend
     known = {name: known_runs(options.runs_dir, fingerprint(name, on_stage), extend=extend) for name in names}
-    return [Job(c, known[c.data.name].get(_identity(c, extend=extend)), options) for c in configs]
+    return [Job(c, known[c.data.name].get(identity(c, extend=extend)), options) for c in configs]
 
 
 def known_runs(runs_dir: Path, data_sha256: str | None, *, extend: bool = False) -> dict[str, Run]:
@@ -178,21 +175,6 @@ def known_runs(runs_dir: Path, data_sha256: str | None, *, extend: bool = False)
         if key not in known or status.get("epoch", 0) > epochs[key]:
             known[key], epochs[key] = run, status.get("epoch", 0)
     return known
-
-
-def _identity(config: Config, *, extend: bool) -> str:
-    """Return what makes two runs the same run; the number of epochs is no part of it where that can be extended."""
-    return recorded_identity(config.identity, extend=extend) if extend else config.identity
-
-
-def recorded_identity(recorded: str, *, extend: bool = False) -> str:
-    """Return the identity of a run from what was recorded of it: settings that came later have their defaults."""
-    values = json.loads(recorded)
-    for key, default in DEFAULTS.items():
-        values[key] = default | values.get(key, {}) if isinstance(default, dict) else values.get(key, default)
-    if extend and values["optimizer"]["schedule"] == "constant":
-        del values["training"]["epochs"]
-    return json.dumps(values, sort_keys=True)
 
 
 @dataclass(frozen=True)
