@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from vaecli.config.loading import load_config
     from vaecli.config.schema import Config
     from vaecli.errors import VaecliError
+    from vaecli.evaluation.annealed import evaluate_annealed
+    from vaecli.evaluation.calibration import evaluate_calibration
     from vaecli.evaluation.evaluate import evaluate
+    from vaecli.evaluation.gaps import evaluate_gaps
     from vaecli.evaluation.generation import encode, interpolate, manifold, reconstruct, sample
     from vaecli.reports.explorer import explore
     from vaecli.reports.report import write_report
@@ -35,6 +38,9 @@ _HOMES = {
     "compare": "sweeps.execution",
     "encode": "evaluation.generation",
     "evaluate": "evaluation.evaluate",
+    "evaluate_annealed": "evaluation.annealed",
+    "evaluate_calibration": "evaluation.calibration",
+    "evaluate_gaps": "evaluation.gaps",
     "explore": "reports.explorer",
     "interpolate": "evaluation.generation",
     "load_config": "config.loading",
@@ -49,8 +55,9 @@ _HOMES = {
     "write_report": "reports.report",
 }
 __all__ = [
-    "Config", "Run", "VaecliError", "compare", "encode", "evaluate", "explore", "interpolate", "load_config",
-    "load_run", "load_sweep", "manifold", "reconstruct", "resume", "run_sweep", "sample", "train", "write_report",
+    "Config", "Run", "VaecliError", "compare", "encode", "evaluate", "evaluate_annealed", "evaluate_calibration",
+    "evaluate_gaps", "explore", "interpolate", "load_config", "load_run", "load_sweep", "manifold", "reconstruct", "resume",
+    "run_sweep", "sample", "train", "write_report",
 ]  # fmt: skip
 
 
