@@ -72,7 +72,7 @@ class ModelConfig(Section):
     """Parts of a mixture or vamp prior; each of vamp's starts from a training image."""
     init: Literal["mean_image", "torch", "normal"] = "mean_image"
     """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
-    mean training image; normal: N(0, 0.01²) for every parameter (the paper)."""
+    mean training image; normal: N(0, 0.01), of variance 0.01, for every parameter (the paper)."""
 
     @field_validator("channels")
     @classmethod

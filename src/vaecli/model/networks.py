@@ -241,8 +241,8 @@ def initialise(network: nn.Module, scheme: Literal["torch", "normal"], generator
 
     Args:
         network: Its parameters are overwritten in place; normalisation layers keep their ones and zeros.
-        scheme: "torch" for U(-1/√fan_in, 1/√fan_in), PyTorch's own; "normal" for N(0, 0.01²) (the paper, section 5,
-            read as a standard deviation of 0.01).
+        scheme: "torch" for U(-1/√fan_in, 1/√fan_in), PyTorch's own; "normal" for N(0, 0.01) (the paper, section 5;
+            0.01 is the variance, as in its N(0, I): its figure 2 is reached so, and missed with 0.01²).
         generator: On the CPU, so that the start does not depend on the device.
 
     Raises:
@@ -257,6 +257,6 @@ def initialise(network: nn.Module, scheme: Literal["torch", "normal"], generator
         bound = 1 / math.sqrt(layer.weight[0].numel())
         for parameter in parameters:
             if scheme == "normal":
-                parameter.normal_(0, 0.01, generator=generator)
+                parameter.normal_(0, 0.1, generator=generator)
             else:
                 parameter.uniform_(-bound, bound, generator=generator)
