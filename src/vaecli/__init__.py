@@ -56,8 +56,8 @@ _HOMES = {
 }
 __all__ = [
     "Config", "Run", "VaecliError", "compare", "encode", "evaluate", "evaluate_annealed", "evaluate_calibration",
-    "evaluate_gaps", "explore", "interpolate", "load_config", "load_run", "load_sweep", "manifold", "reconstruct", "resume",
-    "run_sweep", "sample", "train", "write_report",
+    "evaluate_gaps", "explore", "interpolate", "load_config", "load_run", "load_sweep", "manifold", "reconstruct",
+    "resume", "run_sweep", "sample", "train", "write_report",
 ]  # fmt: skip
 
 
