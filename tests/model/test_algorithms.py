@@ -7,8 +7,8 @@ from conftest import SIGMA
 from vaecli.config.schema import ModelConfig, ObjectiveConfig
 from vaecli.data.dataset import Batch, scale
 from vaecli.data.image_grid import ImageShape
-from vaecli.model.algorithms import Aevb, MonteCarloEm, WakeSleep, log_joint
-from vaecli.model.hamiltonian import euclidean, transition
+from vaecli.model.algorithms import Aevb, MonteCarloEm, WakeSleep, evaluate_log_joint
+from vaecli.model.hamiltonian import Point, euclidean, transition
 from vaecli.model.objectives import Streams, draw_noise
 from vaecli.model.vae import build_vae
 from vaecli.randomness import generator
@@ -142,7 +142,7 @@ def test_chains_of_mcem_come_to_the_posterior_of_their_own_image_at_the_acceptan
     z = z.unflatten(0, (n, 4))
     assert ((z.mean(0) - posterior.mean).abs() < 5 * posterior.stddev / n**0.5).all()
     assert ((z.var(0) / posterior.variance - 1).abs() < 5 * (2 / n) ** 0.5).all()
-    dynamics = euclidean(lambda at: log_joint(vae, many.target, at))
+    dynamics = euclidean(lambda at: Point(at, *evaluate_log_joint(vae, many.target, at)))
     size = algorithm.memory["log_step_size"].exp()
     _, accepted = transition(dynamics.at(algorithm.memory["z"]), dynamics, size, noise.epsilon)
     assert accepted.mean().item() == pytest.approx(0.9, abs=0.02)

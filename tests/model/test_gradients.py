@@ -11,7 +11,7 @@ from vaecli.model.algorithms import Aevb
 from vaecli.model.objectives import build_objective, draw_noise
 from vaecli.model.vae import build_vae
 from vaecli.randomness import generator
-from vaecli.training.accelerate import FunctionalLoss
+from vaecli.training.functional import Functional
 
 PLAIN = {"stl": {"estimator": "A"}, "dreg": {"name": "iwae"}}
 """The objective whose gradient each has in expectation."""
@@ -27,7 +27,7 @@ def model():
 
 def gradients(vae, batch, settings, n_samples, repeats, kl_weight=1.0):
     """Estimate the loss's gradient many times: for each parameter (repeats, size)."""
-    functional = FunctionalLoss(vae, Aevb(ObjectiveConfig(**settings)))
+    functional = Functional(vae, Aevb(ObjectiveConfig(**settings)).loss)
     epsilon = draw_noise(vae, batch, n_samples * repeats, generator(0, "epsilon"))
     epsilon = epsilon.unflatten(0, (repeats, n_samples))
     of_one = grad(lambda parameters, e: functional.at(parameters, [], (*batch, e), kl_weight), has_aux=True)

@@ -7,7 +7,7 @@ import torch
 from torch.distributions import MultivariateNormal
 
 from conftest import SIGMA, D, Z
-from vaecli.model.hamiltonian import euclidean, transition
+from vaecli.model.hamiltonian import Point, differentiate, euclidean, transition
 from vaecli.randomness import generator
 
 COVARIANCE = torch.tensor([[1.0, 0.6, 0.0], [0.6, 0.5, -0.1], [0.0, -0.1, 0.2]], dtype=torch.float64)
@@ -16,7 +16,7 @@ MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
 
 def follow(log_density, z, n, size, noise):
     """Return where n transitions lead, and the mean probability of acceptance."""
-    dynamics, total = euclidean(log_density), 0.0
+    dynamics, total = euclidean(lambda at: Point(at, *differentiate(log_density, at))), 0.0
     point = dynamics.at(z)
     for _ in range(n):
         point, accepted = transition(point, dynamics, torch.tensor(size, dtype=z.dtype), noise)

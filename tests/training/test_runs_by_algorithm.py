@@ -34,12 +34,11 @@ def by(request, small):
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-@pytest.mark.parametrize("n_images", [30, 75])
-def test_a_run_that_was_cut_goes_on_to_the_same_bits(by, tmp_path, model, n_images):
+def test_a_run_that_was_cut_goes_on_to_the_same_bits(by, tmp_path, model):
     config = by(model=model, objective={"L": 2})
     uncut = train(config, runs_dir=tmp_path / "uncut")
     with pytest.raises(LimitReachedError):
-        train(config, runs_dir=tmp_path / "cut", limit=Limit(images=n_images))
+        train(config, runs_dir=tmp_path / "cut", limit=Limit(images=75))
     (cut,) = list_runs(tmp_path / "cut")
     assert traces(resume(cut)) == traces(uncut)
 
@@ -56,6 +55,7 @@ def test_seeds_trained_as_one_program_go_where_each_goes_alone(by, tmp_path, mod
 
 
 @needs_compiler
+@pytest.mark.slow
 def test_compiled_steps_are_the_same_to_rounding_and_go_on_to_the_same_bits(by, tmp_path):
     eager = train(by(), runs_dir=tmp_path / "eager")
     config = by(training={"compile": "on"})

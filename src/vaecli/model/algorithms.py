@@ -17,8 +17,8 @@ from torch import Tensor
 from vaecli.config.schema import Config, ObjectiveConfig
 from vaecli.data.dataset import Batch
 from vaecli.model.distributions import Factorised, Posterior
-from vaecli.model.hamiltonian import euclidean, transition
-from vaecli.model.objectives import Algorithm, Drawn, Streams, build_objective, draw, explain, loss, reported
+from vaecli.model.hamiltonian import Point, differentiate, euclidean, transition
+from vaecli.model.objectives import Algorithm, Drawn, Inner, Streams, build_objective, draw, explain, loss, reported
 from vaecli.model.vae import VAE
 from vaecli.randomness import generator
 
@@ -109,6 +109,7 @@ class MonteCarloEm(Algorithm):
     def __init__(self, vae: VAE, n_images: int, generator: torch.Generator) -> None:
         super().__init__()
         like = next(vae.parameters())
+        self.inner: Inner = evaluate_log_joint
         log_size = torch.full((), math.log(self.FIRST_SIZE), dtype=like.dtype, device=like.device)
         self.memory = {"z": vae.prior.draw(n_images, like, generator), "log_step_size": log_size}
 
@@ -126,7 +127,7 @@ class MonteCarloEm(Algorithm):
         chains, log_size = self.memory["z"], self.memory["log_step_size"]
         rows = which().to(chains.device)
         with fixed(vae):
-            dynamics = euclidean(lambda z: log_joint(vae, batch.target, z))
+            dynamics = euclidean(lambda z: Point(z, *self.inner(vae, batch.target, z)))
             point, accepted = transition(dynamics.at(chains[rows]), dynamics, log_size.exp(), streams.epsilon)
         chains[rows] = point.z
         log_size += self.RATE * (accepted.mean() - self.ACCEPTANCE)
@@ -143,6 +144,13 @@ def log_joint(vae: VAE, target: Float[Tensor, "M D"], z: Float[Tensor, "M Z"]) -
     """Return log p(x, z) of each image with its own z, differentiable."""
     log_p: Tensor = vae.decoder(z).log_prob(target) + vae.prior.log_prob(z)
     return log_p
+
+
+def evaluate_log_joint(
+    vae: VAE, target: Float[Tensor, "M D"], z: Float[Tensor, "M Z"]
+) -> tuple[Float[Tensor, " M"], Float[Tensor, "M Z"]]:
+    """Return log p(x, z) of each image, and its gradient in z."""
+    return differentiate(lambda at: log_joint(vae, target, at), z)
 
 
 @contextmanager

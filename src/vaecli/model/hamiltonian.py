@@ -47,17 +47,20 @@ class Dynamics(Generic[P]):
     displacement: Callable[[Float[Tensor, "*chains Z"]], Float[Tensor, "*chains Z"]]
 
 
-def euclidean(log_density: LogDensity) -> Dynamics[Point]:
-    """Return the dynamics with M = I of a differentiable log density."""
-
-    def at(z: Tensor) -> Point:
-        with torch.enable_grad():
-            variable = z.detach().requires_grad_()
-            value = log_density(variable)
-            (slope,) = torch.autograd.grad(value.sum(), variable)
-        return Point(z, value.detach(), slope)
-
+def euclidean(at: Callable[[Float[Tensor, "*chains Z"]], Point]) -> Dynamics[Point]:
+    """Return the dynamics with M = I of a density that `at` evaluates."""
     return Dynamics(at, lambda point: point.log_density, lambda point: point.slope, lambda step: step)
+
+
+def differentiate(
+    log_density: LogDensity, z: Float[Tensor, "*chains Z"]
+) -> tuple[Float[Tensor, "*chains"], Float[Tensor, "*chains Z"]]:
+    """Return a log density and its gradient."""
+    with torch.enable_grad():
+        variable = z.detach().requires_grad_()
+        value = log_density(variable)
+        (slope,) = torch.autograd.grad(value.sum(), variable)
+    return value.detach(), slope
 
 
 def transition(

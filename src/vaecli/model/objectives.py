@@ -255,6 +255,10 @@ class Streams:
     """For images."""
 
 
+Inner = Callable[[VAE, Float[Tensor, "M D"], Float[Tensor, "M Z"]], tuple[Tensor, ...]]
+"""A function of a model, of x as it is scored, and of z."""
+
+
 class Algorithm(ABC):
     """Say how a step's gradient comes about; subclasses are final.
 
@@ -268,6 +272,8 @@ class Algorithm(ABC):
     def __init__(self) -> None:
         self.memory: dict[str, Tensor] = {}
         """What is kept from step to step beside the parameters, and in checkpoints."""
+        self.inner: Inner | None = None
+        """What `draw` evaluates again and again, if anything; where steps are compiled, a compiled form of it."""
 
     def draw(
         self,

@@ -1,8 +1,6 @@
 """Steps made faster: compiled, vmapped over several states, or replayed from a CUDA graph. One place chooses."""
 
 import copy
-import logging
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,19 +9,17 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, UsageError
-from vaecli.model.objectives import Algorithm, Drawn
+from vaecli.model.objectives import Drawn
 from vaecli.model.vae import VAE
 from vaecli.stages import StageCallback, silent, wait_for
+from vaecli.training.functional import Compiled, Functional, compile_function
 from vaecli.training.optimizers import Optimizer
 from vaecli.training.state import Chunk, Minibatch, TrainingState
 from vaecli.training.step import EagerStep, Step, one_by_one
-from vaecli.training.stopping import block_sigint
 
-_COMPILER = threading.Lock()
-"""The compiler is one for the process, and may still be at work for a run that was stopped meanwhile."""
 WARM_UP_STEPS = 3
 """Steps made before a CUDA graph is recorded: libraries set themselves up in the first ones."""
 
@@ -41,33 +37,6 @@ def choose_step(states: Sequence[TrainingState], on_stage: StageCallback = silen
         first.optimizer.n_steps.fill_(first.updates)
         step = CompiledStep(first, on_stage) if first.compiled else EagerStep(first)
     return CudaGraphStep(step) if first.uses_cuda_graph else one_by_one(step)
-
-
-class FunctionalLoss(nn.Module):
-    """Compute the loss as a function of the model's parameters and buffers, to be compiled or vmapped."""
-
-    def __init__(self, vae: VAE, algorithm: Algorithm) -> None:
-        super().__init__()
-        self.vae, self._algorithm = vae, algorithm
-        self._parameter_names = [name for name, _ in self.named_parameters()]
-        self._buffer_names = [name for name, _ in self.named_buffers()]
-
-    def forward(self, drawn: Drawn, kl_weight: float | Tensor) -> tuple[Tensor, Tensor]:
-        """Return the loss and its terms."""
-        return self._algorithm.loss(self.vae, drawn, kl_weight)
-
-    def at(
-        self,
-        parameters: Sequence[Tensor],
-        buffers: Sequence[Tensor],
-        drawn: Drawn,
-        kl_weight: float | Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the loss and its terms with other tensors than the model's own."""
-        tensors = dict(zip(self._parameter_names, parameters, strict=True))
-        tensors |= zip(self._buffer_names, buffers, strict=True)
-        result: tuple[Tensor, Tensor] = functional_call(self, tensors, (drawn, kl_weight))
-        return result
 
 
 class CompiledStep(EagerStep):
@@ -92,7 +61,8 @@ class CompiledStep(EagerStep):
         """Make a step, after the compilation if it is the first: before anything is drawn for it."""
         if self._gradient is None and self._takes(minibatch.pixels):
             try:
-                self._gradient = wait_for("compiling the step", self._compile, self._on_stage)
+                self._gradient, inner = wait_for("compiling the step", self._compile, self._on_stage)
+                self._use_inner(inner)
             except InterruptedRunError:
                 raise
             except Exception as error:  # noqa: BLE001 (there are many on the way to a compiler)
@@ -113,15 +83,25 @@ class CompiledStep(EagerStep):
     def _takes(self, images: Tensor) -> bool:
         return self.state.compiled and len(images) == self.state.batch_size
 
-    def _compile(self) -> Callable[..., Sequence[Tensor]]:
-        """Return what maps parameters, buffers, what is drawn and the KL weight to the gradients and the terms."""
-        from torch._inductor import compile as compile_graph  # noqa: PLC0415 (a second, and not every run compiles)
-        from torch.fx.experimental.proxy_tensor import make_fx  # noqa: PLC0415
+    def _use_inner(self, compiled: Compiled | None) -> None:
+        """Give the algorithm a compiled form of what it evaluates again and again."""
+        algorithm = self.state.algorithm
+        eager = algorithm.inner
+        if compiled is None or eager is None:
+            return
 
-        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no GPU
+        def evaluate(vae: VAE, target: Tensor, z: Tensor) -> tuple[Tensor, ...]:
+            if not self._takes(target):
+                return eager(vae, target, z)
+            return tuple(compiled(*self._weights, *self._buffers, target, z))
+
+        algorithm.inner = evaluate
+
+    def _compile(self) -> tuple[Compiled, Compiled | None]:
+        """Return what maps parameters, buffers and inputs to results: gradient and terms of the loss; and `inner`."""
         state, n_weights, n_own = self.state, len(self._weights), len(self._weights) + len(self._buffers)
         vae = copy.deepcopy(state.vae)  # whose tensors are replaced meanwhile, even after a stop
-        functional = FunctionalLoss(vae, state.algorithm)
+        functional, inner = Functional(vae, state.algorithm.loss), state.algorithm.inner
 
         def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
             weights = [weight.detach().requires_grad_() for weight in tensors[:n_weights]]
@@ -132,14 +112,16 @@ class CompiledStep(EagerStep):
         of_example = {name: torch.Generator() for name in state.generators}  # its values do not matter
         example_of = replace(state, vae=vae, generators=of_example, algorithm=copy.deepcopy(state.algorithm))
         drawn = example_of.draw(state.images.pixels[: state.batch_size])
-        example = (*self._weights, *self._buffers, *drawn, torch.ones(()))
-        # SIGINT is blocked, or a Ctrl-C would end the compiler, which is a process of its own.
-        with _COMPILER, block_sigint():
-            with torch.enable_grad():
-                operations = make_fx(gradient, tracing_mode="fake", _allow_non_fake_inputs=True)(*example)
-            with torch.no_grad():
-                compiled: Callable[..., Sequence[Tensor]] = compile_graph(operations, list(example))
-        return torch.no_grad()(compiled)
+        own = (*self._weights, *self._buffers)
+        compiled = compile_function(gradient, (*own, *drawn, torch.ones(())))
+        if inner is None:
+            return compiled, None
+        within, (_, target, (z, *_), *_) = Functional(vae, inner), drawn
+
+        def evaluate(*tensors: Tensor) -> tuple[Tensor, ...]:
+            return within.at(tensors[:n_weights], tensors[n_weights:n_own], *tensors[n_own:])
+
+        return compiled, compile_function(evaluate, (*own, target, z))
 
     def _continue_eagerly(self, error: Exception) -> None:
         """Give up compiling. Raises UsageError where `training.compile: on` asked for it."""
@@ -201,7 +183,7 @@ class VmappedStep:
         self.states = tuple(states)
         self.optimizer = stacked.optimizer
         self._parameters, self._buffers = stacked.parameters, stacked.buffers
-        self._losses = vmap(FunctionalLoss(states[0].vae, states[0].algorithm).at, in_dims=(0, 0, 0, None))
+        self._losses = vmap(Functional(states[0].vae, states[0].algorithm.loss).at, in_dims=(0, 0, 0, None))
 
     def __call__(self, *minibatches: Minibatch) -> Float[Tensor, "R 3"]:
         """Make one step of every state, each on its own minibatch."""
