@@ -148,7 +148,7 @@ export function intervalChart(names, q, { width, height = 236 }) {
   const letters = Math.max(...names.map(({ index }) => String(index + 1).length));
   names.forEach(({ index, isActive }, i) => {
     const x = left + (i + 0.5) * size;
-    if (i % Math.ceil((7 * letters + 4) / size) === 0)
+    if (i % Math.ceil((6.2 * letters + 4) / size) === 0)
       svg.append(
         element(
           "text",

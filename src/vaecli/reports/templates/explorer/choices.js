@@ -87,7 +87,7 @@ export function showPictures({ model }, state, viewNow) {
     requestAnimationFrame(function some() {
       if (state.get("pictures") !== pictures) return;
       for (
-        const until = performance.now() + 10;
+        const until = performance.now() + 20;
         pictures.decoded < pictures.cells.length && performance.now() < until;
         pictures.decoded++
       ) {

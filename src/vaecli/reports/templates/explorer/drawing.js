@@ -193,7 +193,7 @@ function verdict({ logLikelihood, kl }, elbo, { elbo: others, n, split }, caveat
     lower === 0
       ? `lower than that of all ${images}: this model finds the drawing improbable`
       : share < 0.05
-        ? `lower than that of ${(100 * (1 - share)).toFixed(1)} % of ${images}: improbable`
+        ? `lower than that of ${(Math.floor(1000 * (1 - share)) / 10).toFixed(1)} % of ${images}: improbable`
         : lower === n
           ? `higher than that of all ${images}`
           : `higher than that of ${Math.floor(100 * share)} % of ${images}`;
