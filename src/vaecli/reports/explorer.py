@@ -98,7 +98,7 @@ def explore(run: Run, out: Path | None = None, *, split: Split = "test", data_di
         DataError: The images cannot be read.
         VaecliError: The run's checkpoint cannot be used, or the file cannot be written.
     """
-    run.vae.requires_grad_(requires_grad=False)  # checked before images are read
+    _ = run.vae  # checked before images are read
     images = Dataset(run.config.data, run.config.model.likelihood.support, data_dir).split(split)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {split} split has no images")
