@@ -5,7 +5,7 @@ DEVICE ?= cpu
 READY  := .venv/.ready
 VAE    := .venv/bin/vae
 
-.PHONY: train test stress package fuzz bench lint format tensorboard clean help
+.PHONY: train test docs stress package fuzz bench lint format tensorboard clean help
 .DEFAULT_GOAL := help
 
 train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw samples from it
@@ -13,6 +13,11 @@ train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw sample
 
 test: lint  ## lint, then run the tests, two files at a time
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
+
+docs: $(READY)  ## build the documentation into site/, its notebooks run, every link within it checked
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	.venv/bin/python -m sphinx --fail-on-warning --keep-going --quiet -d site/.doctrees docs site
+	@rm -rf jupyter_execute
 
 stress: $(READY)  ## the tests that take long: fail at every write of a run, kill it at random, freeze parts of Ray
 	.venv/bin/python -m pytest --no-cov --stress
@@ -40,7 +45,7 @@ tensorboard: $(READY)  ## watch the curves of all runs in a browser
 	.venv/bin/tensorboard --logdir runs
 
 clean:  ## remove the environment and the caches (runs/ is kept)
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage build dist site docs/reference
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*  ## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|'
