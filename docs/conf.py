@@ -1,11 +1,13 @@
 """How `make docs` builds the site from these sources, without the network and with warnings as errors."""
 
+import os
 import re
 import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of notebooks: their models are too small to share out
 
 import reference_pages  # noqa: E402 (it lies beside this file)
 

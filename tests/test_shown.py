@@ -25,7 +25,7 @@ class Foreign(Shown):
 def test_what_enters_markup_is_escaped():
     html = Foreign()._repr_html_()
     assert "&lt;b&gt;run&lt;/b&gt;" in html
-    assert "<td>a &amp; [red]b</td>" in html
+    assert ">a &amp; [red]b</td>" in html
     assert not {"<b>", "<i>"} & set(html.split())
     text = terminal(Foreign())
     assert "<b>run</b> [bold]" in text
@@ -37,8 +37,8 @@ def test_a_run_shows_how_it_ended_and_its_samples(small, tmp_path):
     run = train(small(), runs_dir=tmp_path)
     best = run.status["best"]
     html = run._repr_html_()
-    assert f"<td>{best['elbo']:.2f} = {best['log_likelihood']:.2f} - {best['kl']:.2f} nats, epoch " in html
-    assert "<td>3 of 3, " in html
+    assert f">{best['elbo']:.2f} = {best['log_likelihood']:.2f} - {best['kl']:.2f} nats, epoch " in html
+    assert ">3 of 3, " in html
     assert 'src="data:image/png;base64,iVBOR' in html
     assert run.name in terminal(run)
     (run.path / "status.json").write_text("{")
@@ -46,7 +46,7 @@ def test_a_run_shows_how_it_ended_and_its_samples(small, tmp_path):
 
 
 def test_a_run_that_is_not_there_shows_so(tmp_path):
-    assert "<td>unreadable (its directory: " in Run(tmp_path / "none")._repr_html_()
+    assert ">unreadable (its directory: " in Run(tmp_path / "none")._repr_html_()
 
 
 def test_an_evaluation_shows_its_metrics():
@@ -63,7 +63,7 @@ def test_a_comparison_shows_a_row_for_each_run(small):
     found = metrics(elbo=-97.4, log_evidence=-91.2, binarised_nll=91.25)
     result = SweepResult(sweep, (JobResult(done, None, found), JobResult(failed, None, error="no <disk>")))
     html = result._repr_html_()
-    assert "<th>bernoulli</th><td>0</td>" in html
-    assert f"<td>{found.binarised_nll:.2f}</td>" in html
+    assert ">bernoulli</th>" in html
+    assert f">{found.binarised_nll:.2f}</td>" in html
     assert "no &lt;disk&gt;" in html
     assert html.count("<tr>") == 3

@@ -11,6 +11,8 @@ from typing import Any
 MAX_PICTURE = 1_000_000
 """Bytes of a picture that is put into a page."""
 
+LEFT = 'style="text-align: left"'
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -35,10 +37,10 @@ class Shown(ABC):
     def _repr_html_(self) -> str:
         """Return the summary for a notebook."""
         summary = self.summary()
-        head = "".join(f"<th>{escape(column)}</th>" for column in summary.columns)
+        head = "".join(f"<th {LEFT}>{escape(column)}</th>" for column in summary.columns)
         rows = [
             "<tr>"
-            + "".join(f"<{tag}>{escape(cell)}</{tag}>" for tag, cell in zip(_tags(row), row, strict=True))
+            + "".join(f"<{tag} {LEFT}>{escape(cell)}</{tag}>" for tag, cell in zip(_tags(row), row, strict=True))
             + "</tr>"
             for row in summary.rows
         ]
