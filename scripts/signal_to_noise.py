@@ -55,7 +55,8 @@ def main(out: str, *names: str) -> None:
             axis.semilogx(SAMPLES, found, marker="o", label=objective)
         axis.set_ylim(bottom=0)
         axis.set_xlabel("samples L")
-        axis.set_title(f"{run.config.training.epochs} epochs")
+        epochs = run.config.training.epochs
+        axis.set_title(f"{epochs} epoch{'s' if epochs > 1 else ''}")
     axes[0].set_ylabel("signal-to-noise of the\nencoder's gradient")
     axes[0].legend()
     figure.savefig(out)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from vaecli.evaluation.evaluate import evaluate
     from vaecli.evaluation.gaps import evaluate_gaps
     from vaecli.evaluation.generation import encode, interpolate, manifold, reconstruct, sample
+    from vaecli.papers.comparison import gather_outcomes
+    from vaecli.papers.experiment import load_experiment
+    from vaecli.papers.page import write_page
     from vaecli.reports.explorer import explore
     from vaecli.reports.report import write_report
     from vaecli.runs.run import Run, load_run
@@ -42,8 +45,10 @@ _HOMES = {
     "evaluate_calibration": "evaluation.calibration",
     "evaluate_gaps": "evaluation.gaps",
     "explore": "reports.explorer",
+    "gather_outcomes": "papers.comparison",
     "interpolate": "evaluation.generation",
     "load_config": "config.loading",
+    "load_experiment": "papers.experiment",
     "load_run": "runs.run",
     "load_sweep": "sweeps.sweep",
     "manifold": "evaluation.generation",
@@ -52,12 +57,13 @@ _HOMES = {
     "run_sweep": "sweeps.execution",
     "sample": "evaluation.generation",
     "train": "training.loop",
+    "write_page": "papers.page",
     "write_report": "reports.report",
 }
 __all__ = [
     "Config", "Run", "VaecliError", "compare", "encode", "evaluate", "evaluate_annealed", "evaluate_calibration",
-    "evaluate_gaps", "explore", "interpolate", "load_config", "load_run", "load_sweep", "manifold", "reconstruct",
-    "resume", "run_sweep", "sample", "train", "write_report",
+    "evaluate_gaps", "explore", "gather_outcomes", "interpolate", "load_config", "load_experiment", "load_run",
+    "load_sweep", "manifold", "reconstruct", "resume", "run_sweep", "sample", "train", "write_page", "write_report",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from vaecli.cli import reproduce  # noqa: F401 (registers the command)
 from vaecli.cli.app import app
 from vaecli.errors import UsageError
 from vaecli.files import lock
-from vaecli.papers.comparison import Figure, compare, gather
+from vaecli.papers.comparison import Figure, compare, gather_outcomes
 from vaecli.papers.experiment import load_experiment, shipped_experiments
 from vaecli.papers.spec import Ours, Published, Value
 from vaecli.runs.run import list_runs
@@ -216,7 +216,7 @@ def test_every_shipped_experiment_runs_from_end_to_end(name, faces, tmp_path, va
     chosen = chosen.__class__(**{**vars(chosen), "configs": (configs[0], configs[-1])})
     found = run_sweep(chosen, tmp_path / "out", runs_dir=tmp_path / "runs")
     assert [result.error for result in found.results] == [None] * len(found.results)
-    outcomes = gather(experiment, runs_dir=tmp_path / "runs")
+    outcomes = gather_outcomes(experiment, runs_dir=tmp_path / "runs")
     assert [o.is_trained for o in outcomes] == [o.config in (configs[0], configs[-1]) for o in outcomes]
     assert all(o.evaluations.keys() == experiment.spec.all_evaluations.keys() for o in outcomes if o.is_trained)
     figures = [figure for of_kind in compare(experiment, outcomes).values() for figure in of_kind]

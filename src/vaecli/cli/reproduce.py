@@ -85,7 +85,7 @@ def reproduce(
     if dry_run:
         _show_plan(planned, [*sweep.configs], as_json=as_json)
         return
-    from vaecli.papers.comparison import gather
+    from vaecli.papers.comparison import gather_outcomes
     from vaecli.papers.page import progress_in_words, write_page
 
     directory = out or runs_dir / "papers" / planned.name
@@ -110,7 +110,7 @@ def reproduce(
                 callback=callback, stop=stop,
             )  # fmt: skip
     failed = [] if found is None else [f"{r.run.name if r.run else 'a run'}: {r.error}" for r in found.failed]
-    outcomes = gather(planned, runs_dir=runs_dir, data_dir=data_dir)
+    outcomes = gather_outcomes(planned, runs_dir=runs_dir, data_dir=data_dir)
     results = write_page(planned, outcomes, directory, failed)
     if not silent:
         note(progress_in_words(results))

@@ -49,7 +49,7 @@ def _alone(value: object) -> object:
     return value[0] if isinstance(value, list) and len(value) == 1 else value
 
 
-def gather(experiment: Experiment, *, runs_dir: Path, data_dir: Path | None = None) -> list[Outcome]:
+def gather_outcomes(experiment: Experiment, *, runs_dir: Path, data_dir: Path | None = None) -> list[Outcome]:
     """Return what there is of every run of an experiment, finished or not. Raises DataError."""
     options = JobOptions(runs_dir, data_dir, experiment.sweep.evaluation, extend=True)
     outcomes = []

@@ -23,7 +23,7 @@ def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, f
 
     Args:
         experiment: From `load_experiment`.
-        outcomes: From `gather`.
+        outcomes: From `gather_outcomes`.
         out: The directory.
         failed: What to say of runs that failed.
 
