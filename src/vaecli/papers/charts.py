@@ -25,7 +25,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 STYLES = {"train": (0, (4, 2)), "validation": "solid"}
 POINTS = 500
 """Of a curve at most: there may be tens of thousands of epochs."""
-LATE = 0.01
+LATE = 0.03
 """The share of the images from which on a curve decides the range of a chart."""
 SIDE = 10
 """Images along the side of a picture."""
@@ -106,7 +106,7 @@ def _draw_lines(axis: Axes, chart: Chart, outcomes: Sequence[Outcome], colour: M
             axis.plot(images, values, color=paint, lw=1.4, ls=STYLES[split], marker=marker)
             found += zip(images, values, strict=True)
     last = max((images for images, _ in found), default=0)
-    late = [value for images, value in found if images >= max(LATE * last, 1e5)]
+    late = [value for images, value in found if images >= LATE * last]
     return late or [value for _, value in found]
 
 

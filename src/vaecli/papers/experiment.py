@@ -24,6 +24,8 @@ EXPERIMENTS = Path(__file__).parent / "experiments"
 class Experiment:
     """Hold an experiment whose runs are planned, for a budget that may be a part of the full one."""
 
+    source: str
+    """As it was named: a shipped experiment's name, or a path."""
     name: str
     spec: ExperimentSpec
     budget: float
@@ -114,7 +116,7 @@ def load_experiment(
         further=tuple(spec.all_evaluations.values())[1:],
         extend=True,
     )
-    return Experiment(name, spec, budget, tuple(settings), sweep, data_dir)
+    return Experiment(str(source), name, spec, budget, tuple(settings), sweep, data_dir)
 
 
 def _with_epochs(config: Config, budget: float, data_dir: Path | None) -> Config:

@@ -39,7 +39,7 @@ def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, f
     content = {
         "experiment": experiment,
         "spec": experiment.spec,
-        "command": command_line("vae", "reproduce", experiment.name, *_budget(experiment), *experiment.settings),
+        "command": command_line("vae", "reproduce", experiment.source, *_budget(experiment), *experiment.settings),
         "progress": progress_in_words(results),
         "warnings": _warnings(experiment, outcomes),
         "failed": failed,
