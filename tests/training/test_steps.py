@@ -207,6 +207,15 @@ def test_runs_whose_steps_are_made_together_go_where_each_goes_alone(small, devi
     assert not torch.equal(together[0].trace, together[1].trace)
 
 
+def test_runs_together_have_the_optimiser_that_each_has_alone(small):
+    """With an ε far above the gradients a step is far smaller."""
+    config = small(optimizer={"epsilon": 10.0, "weight_decay": 0.1})
+    (alone, *_), together = first_states(config), first_states(config)
+    train_states([alone], one_by_one(EagerStep(alone)), 1)
+    train_states(together, choose_step(together), 1)
+    torch.testing.assert_close(together[0].vae.state_dict(), alone.vae.state_dict(), rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("model", [{}, NORMALISED], ids=["mlp", "normalised"])
 def test_runs_together_are_replayed_too(small, pretended, model):
     eager = first_states(small(**EXACT, model=model))

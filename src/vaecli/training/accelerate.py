@@ -16,7 +16,7 @@ from vaecli.model.objectives import Drawn
 from vaecli.model.vae import VAE
 from vaecli.stages import StageCallback, silent, wait_for
 from vaecli.training.functional import Compiled, Functional, compile_function
-from vaecli.training.optimizers import Optimizer
+from vaecli.training.optimizers import Optimizer, build_optimizer
 from vaecli.training.state import Chunk, Minibatch, TrainingState
 from vaecli.training.step import EagerStep, Step, one_by_one
 
@@ -154,7 +154,7 @@ def stack(states: Sequence[TrainingState]) -> Stacked:
         state.replicates, state.compiled = len(states), False
     parameters = [nn.Parameter(each) for each in _stack_data([list(state.vae.parameters()) for state in states])]
     buffers = _stack_data([list(state.vae.buffers()) for state in states])
-    optimizer = type(states[0].optimizer)(parameters, states[0].config.optimizer.weight_decay)
+    optimizer = build_optimizer(states[0].config.optimizer, parameters)
     optimizer.stack([state.optimizer for state in states])
     optimizer.n_steps.fill_(states[0].updates)
     for r, state in enumerate(states):
