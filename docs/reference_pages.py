@@ -187,6 +187,10 @@ def python() -> Iterator[str]:
     for name in sorted(vaecli.__all__, key=str.lower):
         of = getattr(vaecli, name)
         kind = "function" if not isinstance(of, type) else "exception" if issubclass(of, Exception) else "class"
-        members = "\n   :members:\n   :exclude-members: model_config" if kind == "class" else ""
+        members = (
+            "\n   :members:\n   :exclude-members: model_config" if kind == "class" and of is not vaecli.Config else ""
+        )
         yield f"## {name}\n"
+        if of is vaecli.Config:
+            yield "Its sections and settings are [the keys of the YAML](config.md): `config.model.latent_dim`.\n"
         yield f"```{{eval-rst}}\n.. auto{kind}:: vaecli.{name}{members}\n```\n"
