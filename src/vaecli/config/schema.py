@@ -70,9 +70,10 @@ class ModelConfig(Section):
     """N(0, I); a mixture of Gaussians, all learned; or one of the encoder's posteriors of learned pseudo-inputs."""
     prior_components: Size = 500
     """Parts of a mixture or vamp prior; each of vamp's starts from a training image."""
-    init: Literal["mean_image", "torch", "normal"] = "mean_image"
+    init: Literal["mean_image", "torch", "paper", "normal"] = "mean_image"
     """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
-    mean training image; normal: N(0, 0.01), of variance 0.01, for every parameter (the paper)."""
+    mean training image; paper: N(0, 0.01) for every parameter, 0.01 read as the
+    variance; normal: 0.01 read as the standard deviation."""
 
     @field_validator("channels")
     @classmethod

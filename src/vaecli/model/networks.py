@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -235,14 +235,18 @@ NETWORKS: dict[str, Callable[[ModelConfig, ImageShape, int, int], Networks]] = {
 numbers of outputs: of the encoder, and of the decoder for each of D."""
 
 
+NORMAL_STARTS = {"normal": 0.01, "paper": 0.1}
+"""The standard deviation from which every parameter is drawn, by the name of the scheme."""
+
+
 @torch.no_grad()
-def initialise(network: nn.Module, scheme: Literal["torch", "normal"], generator: torch.Generator) -> None:
+def initialise(network: nn.Module, scheme: str, generator: torch.Generator) -> None:
     """Draw the parameters of every layer from the given generator.
 
     Args:
         network: Its parameters are overwritten in place; normalisation layers keep their ones and zeros.
-        scheme: "torch" for U(-1/√fan_in, 1/√fan_in), PyTorch's own; "normal" for N(0, 0.01) (the paper, section 5;
-            0.01 is the variance, as in its N(0, I): its figure 2 is reached so, and missed with 0.01²).
+        scheme: "torch" for U(-1/√fan_in, 1/√fan_in), PyTorch's own; "paper" for N(0, 0.01), section 5 of the paper
+            with 0.01 read as the variance, as in its N(0, I); "normal" for 0.01 read as the standard deviation.
         generator: On the CPU, so that the start does not depend on the device.
 
     Raises:
@@ -256,7 +260,7 @@ def initialise(network: nn.Module, scheme: Literal["torch", "normal"], generator
             raise TypeError(f"initialise: no rule for the parameters of {type(layer).__name__}")
         bound = 1 / math.sqrt(layer.weight[0].numel())
         for parameter in parameters:
-            if scheme == "normal":
-                parameter.normal_(0, 0.1, generator=generator)
+            if scheme in NORMAL_STARTS:
+                parameter.normal_(0, NORMAL_STARTS[scheme], generator=generator)
             else:
                 parameter.uniform_(-bound, bound, generator=generator)

@@ -115,7 +115,7 @@ def build_vae(
     with torch.random.fork_rng(devices=[]):  # a layer's constructor draws from the global generator
         vae = _assemble(config, image_shape)
     for module in (*vae.encoder.children(), *vae.decoder.children()):  # networks, and what else has parameters
-        initialise(module, "normal" if config.init == "normal" else "torch", generator)
+        initialise(module, "torch" if config.init == "mean_image" else config.init, generator)
     vae.prior.initialise(generator, examples)
     if config.init == "mean_image" and mean_image is not None:
         vae.decoder.start_at(mean_image)

@@ -134,7 +134,7 @@ class Cluster:
         context = ray.get_runtime_context()
         self._address, self._own_node = context.gcs_address, context.get_node_id()
         self._clock, self._heard_at, self._heard = WakingClock(), 0.0, 0
-        self._n_answers, self._n_needed = 0, 0
+        self._n_answers, self._n_needed, self._turn = 0, 0, 0
         self._is_refused = False
         self._count()
         if self._found == 0:
@@ -168,14 +168,16 @@ class Cluster:
         return room if self._jobs is None else min(self._jobs, room)
 
     def place(self, n_failures: int) -> Placement:
-        """Choose where a slice goes that has failed to begin so many times: each time to another node, by name.
+        """Choose where a slice goes that has failed to begin so many times: each time to the next node, by name.
 
         Ray may have asked a frozen node for a place, and asks no other on behalf of the same kind of task until it has
         an answer, which takes minutes; a task for a named node is of a kind of its own.
         """
-        if n_failures == 0 or not self._nodes:
+        nodes = self._nodes  # another thread replaces it
+        if n_failures == 0 or not nodes:
             return "DEFAULT"
-        return NodeAffinitySchedulingStrategy(self._nodes[n_failures % len(self._nodes)], soft=True)
+        self._turn += 1  # so that slices of one run, and of many, are spread over all
+        return NodeAffinitySchedulingStrategy(nodes[self._turn % len(nodes)], soft=True)
 
     def note_loss(self) -> None:
         """Send no more slices until the cluster has answered again."""

@@ -208,7 +208,7 @@ class TrainingState:
                 stream.set_state(checkpoint.generators[name])
             self.trace.copy_(checkpoint.trace)
             for kept, tensor in self.algorithm.memory.items():
-                tensor.copy_(checkpoint.algorithm[kept])
+                tensor.copy_(checkpoint.algorithm[kept].view(tensor.shape))  # copying alone would broadcast
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise VaecliError(f"the checkpoint's training state does not fit its config: {error}") from error
         before = DEFAULTS | checkpoint.conditions
