@@ -74,3 +74,11 @@ def test_what_it_says_is_a_config():
 def test_without_a_kl_term_there_is_no_likelihood(weight):
     with pytest.raises(UsageError, match="autoencoder"):
         equivalent("mse-mean", weight, 784)
+
+
+def test_a_weight_that_no_config_can_have_is_refused():
+    """2,000 times 784 pixels is above the schema's 10⁶."""
+    with pytest.raises(
+        UsageError, match=r"a KL weight of 2000 is 1.568e\+06 beside a sum over pixels; 1e\+06 is the most"
+    ):
+        equivalent("bce-mean", 2000.0, 784)

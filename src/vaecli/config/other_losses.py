@@ -12,6 +12,8 @@ from typing import Any, Literal
 from vaecli.errors import UsageError
 
 Loss = Literal["mse-mean", "mse-sum", "bce-mean", "bce-sum"]
+LARGEST = 1e6
+"""Of a KL weight that a config can have."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +58,15 @@ def equivalent(loss: Loss, kl_weight: float, pixels: int, kl_mean_over: int = 1)
         kl_mean_over: Z where the KL is averaged over latent dimensions, 1 where it is summed.
 
     Raises:
-        UsageError: The weight is not positive: there is no likelihood then.
+        UsageError: The weight is not positive, and there is no likelihood; or it is more than a config can say.
     """
     if not (math.isfinite(kl_weight) and kl_weight > 0):
         raise UsageError(f"a KL weight of {kl_weight} makes no likelihood; without a KL term it is an autoencoder")
     summed = kl_weight / kl_mean_over * (pixels if loss.endswith("mean") else 1)
+    if summed > LARGEST:
+        raise UsageError(
+            f"a KL weight of {kl_weight:g} is {summed:g} beside a sum over pixels; {LARGEST:g} is the most"
+        )
     per_sum = 1 / pixels if loss.endswith("mean") else 1.0
     if loss.startswith("mse"):
         return Equivalent("i-gaussian", math.sqrt(summed / 2), 1.0, per_sum * summed)
