@@ -5,7 +5,7 @@ import yaml
 
 from vaecli.errors import ConfigError, DataError, UsageError
 from vaecli.papers.experiment import load_experiment, shipped_experiments
-from vaecli.papers.spec import read_experiment
+from vaecli.papers.spec import EPOCHS, read_experiment
 
 FIGURE_2 = shipped_experiments()["aevb-figure-2"]
 
@@ -95,7 +95,62 @@ def test_what_refers_to_something_that_is_not_there_is_an_error(tmp_path, change
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(spec))
     with pytest.raises(ConfigError, match=message):
+        load_experiment(path)
+
+
+@pytest.mark.parametrize(
+    ("points", "message"),
+    [
+        ([{"model.latent_dim": 3}, {"model.latent_dim": 3, "training.batch_size": 50}], "training.batch_size varies"),
+        ([{"model.latent_dim": 3, "seed": 0}, {"model.latent_dim": 3, "seed": 1}], None),
+        ([{"model.latent_dim": 3}, {"model.latent_dim": 20}], None),
+    ],
+)
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged(tmp_path, points, message):
+    spec = yaml.safe_load(FIGURE_2.read_text()) | {"charts": []}
+    spec["runs"] |= {"grid": {}, "points": points}
+    values = [{"where": {"model.latent_dim": 3}, "value": -138.0}]
+    spec["published"] = {"early": spec["published"]["early"] | {"values": values}}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    if message is None:
+        assert len(load_experiment(path).sweep.configs) == 2
+    else:
+        with pytest.raises(ConfigError, match=rf"early\.values\.0\.where: must say of which runs it is: {message}"):
+            load_experiment(path)
+
+
+@pytest.mark.parametrize("at", ["settings", "grid", "points"])
+def test_how_long_runs_are_is_told_by_the_budget_alone(tmp_path, at):
+    with pytest.raises(UsageError, match=r"training\.epochs: .* use --budget"):
+        load_experiment("aevb-figure-2", settings=["training.epochs=3"])
+    spec = yaml.safe_load(FIGURE_2.read_text())
+    spec["runs"][at] = {"settings": {EPOCHS: 3}, "grid": {EPOCHS: [3]}, "points": [{EPOCHS: 3}]}[at]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    with pytest.raises(ConfigError, match=rf"runs\.{at}.*training\.epochs: .* use budget"):
         read_experiment(path)
+
+
+@pytest.mark.parametrize("budget", [math.inf, math.nan, 0.0, -1.0])
+def test_a_budget_that_is_no_number_of_images_is_refused(budget):
+    with pytest.raises(UsageError, match="must be a finite number of images, above 0"):
+        load_experiment("aevb-figure-2", budget=budget)
+
+
+def test_a_budget_of_more_epochs_than_a_config_may_have_is_refused():
+    with pytest.raises(ConfigError, match=r"a budget of 1,000,000,000,000 images: .*less than or equal to 10000000"):
+        load_experiment("aevb-figure-2", budget=1e12)  # 2e7 epochs of 50,000
+
+
+def test_runs_are_chosen_by_the_value_however_it_is_written(tmp_path):
+    spec = yaml.safe_load(FIGURE_2.read_text()) | {"charts": [], "published": {}}
+    spec["runs"]["grid"] = {"optimizer.learning_rate": [0.001, 0.01], "model.hidden_dim": [[8], [8, 9]]}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    found = load_experiment(path)
+    assert [c.optimizer.learning_rate for c in found.of(["optimizer.learning_rate=1e-3"]).configs] == [0.001] * 2
+    assert [c.model.hidden_dim for c in found.of(["model.hidden_dim=[8,9]"]).configs] == [(8, 9)] * 2
 
 
 def test_an_unknown_name_and_missing_images_are_said(tmp_path):

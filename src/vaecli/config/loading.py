@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -65,10 +67,13 @@ def parse_config(values: Mapping[str, Any]) -> Config:
     return _validate(Config, Source(values=dict(values), places={"": "config"}), ())
 
 
-def dump_config(config: Config) -> str:
-    """Return the full config as YAML, every default written out."""
+def dump_config(config: Config, without: Sequence[str] = ()) -> str:
+    """Return the full config as YAML, every default written out, without some keys."""
     values = config.model_dump(mode="json")
     values["model"] |= {name: get_setting(config, f"model.{name}") for name in values["model"]}
+    for key in without:
+        *sections, name = key.split(".")
+        del reduce(getitem, sections, values)[name]
     text: str = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, default_flow_style=False)
     return text
 

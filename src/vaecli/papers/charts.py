@@ -15,7 +15,7 @@ from vaecli.data.image_grid import as_seen
 from vaecli.errors import VaecliError
 from vaecli.evaluation.generation import manifold, reconstruct, sample
 from vaecli.papers.comparison import SEED, Figure, Outcome
-from vaecli.papers.experiment import Experiment
+from vaecli.papers.experiment import Experiment, as_key
 from vaecli.papers.spec import Chart
 from vaecli.reports.plots import PAGE, plain
 
@@ -43,12 +43,17 @@ def draw(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome], figu
 
 def describe(where: Mapping[str, Any]) -> str:
     """Describe settings by the last part of each key."""
-    return ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in where.items() if key != SEED)
+    return ", ".join(f"{key.rpartition('.')[2]} {_shown(value)}" for key, value in where.items() if key != SEED)
+
+
+def _shown(value: Any) -> str:
+    """Return a setting's value as it is written."""
+    return str([*value] if isinstance(value, tuple) else value)
 
 
 def values_of(outcomes: Sequence[Outcome], key: str | None) -> list[Any]:
     """Return the values of a setting, each once; one None where there is no setting."""
-    return [None] if key is None else list(dict.fromkeys(get_setting(o.config, key) for o in outcomes))
+    return [None] if key is None else list(dict.fromkeys(as_key(get_setting(o.config, key)) for o in outcomes))
 
 
 def _panels(n: int, height: float) -> tuple[Picture, list[Axes]]:
@@ -77,8 +82,8 @@ def draw_curves(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome
         for i, name in enumerate(shown):
             for figure in shown[name]:
                 where = figure.value.where
-                if chart.panels is None or where.get(chart.panels, panel) == panel:
-                    paint = colour.get(where.get(chart.lines or ""), COLOURS[0])
+                if chart.panels is None or as_key(where.get(chart.panels, panel)) == panel:
+                    paint = colour.get(as_key(where.get(chart.lines or "")), COLOURS[0])
                     late += _draw_published(axis, figure, experiment, MARKERS[i % len(MARKERS)], paint)
         if late:
             margin = 0.06 * (max(late) - min(late)) + 0.1
@@ -133,7 +138,14 @@ def _draw_published(axis: Axes, figure: Figure, experiment: Experiment, marker: 
 
 def _add_legend(picture: Picture, chart: Chart, colour: Mapping[Any, str], shown: Mapping[str, list[Figure]]) -> None:
     handles = [
-        Line2D([], [], color=paint, lw=1.4, ls=STYLES[split], label=plain(f"{value}, {split}" if value else split))
+        Line2D(
+            [],
+            [],
+            color=paint,
+            lw=1.4,
+            ls=STYLES[split],
+            label=plain(f"{_shown(value)}, {split}" if chart.lines else split),
+        )
         for value, paint in colour.items()
         for split in chart.splits
     ]

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaecli.config.schema import Config, get_setting
+from vaecli.config.schema import Config
 from vaecli.errors import VaecliError
-from vaecli.papers.experiment import Experiment
+from vaecli.papers.experiment import Experiment, matches
 from vaecli.papers.spec import Published, Split, Value
 from vaecli.reports.statistics import interval
 from vaecli.runs.records import read_object
@@ -42,11 +42,7 @@ class Outcome:
 
     def matches(self, where: Mapping[str, Any]) -> bool:
         """Return whether the run's settings have these values."""
-        return all(get_setting(self.config, key) == _alone(value) for key, value in where.items())
-
-
-def _alone(value: object) -> object:
-    return value[0] if isinstance(value, list) and len(value) == 1 else value
+        return matches(self.config, where)
 
 
 def gather_outcomes(experiment: Experiment, *, runs_dir: Path, data_dir: Path | None = None) -> list[Outcome]:
@@ -116,16 +112,22 @@ class Figure:
         return self.ours is not None and wanted is not None and self.images < CLOSE * wanted
 
     @property
+    def is_late(self) -> bool:
+        """Return whether ours was taken after clearly more images than the published number."""
+        wanted = self.published.images
+        return self.ours is not None and wanted is not None and self.images * CLOSE > wanted
+
+    @property
     def verdict(self) -> str:
         """Say in words whether the published number is met."""
         excess, published = self.excess, self.published
         if excess is None:
             return self.why_none or "no published number known"
         judged = "met" if excess <= 0 else f"missed by {excess:.{published.digits}f}"
-        if not self.is_early:
+        if published.images is None or not (self.is_early or self.is_late):
             return judged
-        assert published.images is not None
-        return f"{judged}, after {100 * self.images / published.images:.2g} % of the images"
+        share = 100 * self.images / published.images
+        return f"{judged}, after {f'{share:.2g}' if share < 99.5 else f'{share:,.0f}'} % of the images"
 
 
 def compare(experiment: Experiment, outcomes: Sequence[Outcome]) -> dict[str, list[Figure]]:

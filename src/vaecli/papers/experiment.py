@@ -5,15 +5,16 @@ It needs no torch until a budget is to be told in epochs.
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from vaecli.config.loading import load_config, override
 from vaecli.config.schema import Config, get_setting
 from vaecli.errors import ConfigError, UsageError, suggest
 from vaecli.files import may_be_file, safe_name
-from vaecli.papers.spec import ExperimentSpec, read_experiment
+from vaecli.papers.spec import EPOCHS, ExperimentSpec, read_experiment
 from vaecli.sweeps.spec import Spec, as_yaml, beside, plan_configs, varied_keys
 from vaecli.sweeps.sweep import Sweep
 
@@ -42,13 +43,17 @@ class Experiment:
         """Return which part of the full budget this is."""
         return self.budget / self.spec.budget
 
+    @property
+    def changes(self) -> tuple[str, ...]:
+        """Return the settings that make it another experiment; images that it needs by path are none."""
+        return tuple(s for s in self.settings if self.spec.data is None or not s.startswith("data.name="))
+
     def of(self, where: Sequence[str]) -> Sweep:
         """Return the sweep of those runs alone whose settings have these values, as `KEY=VALUE`. Raises UsageError."""
-        wanted = [text.partition("=")[::2] for text in where]
-        for key, _ in wanted:
+        for key in (text.partition("=")[0] for text in where):
             if key not in self.sweep.keys:
                 raise UsageError(f"--where {key}: {self.name} does not vary it; {suggest(key, self.sweep.keys)}")
-        configs = [c for c in self.sweep.configs if all(as_yaml(get_setting(c, k)) == v for k, v in wanted)]
+        configs = [c for c in self.sweep.configs if _is_already(c, where)]
         if not configs:
             raise UsageError(f"--where {' '.join(where)}: no run of {self.name} is so; --dry-run lists them")
         return replace(self.sweep, configs=tuple(configs))
@@ -85,8 +90,8 @@ def load_experiment(
         data_dir: As for `train`.
 
     Raises:
-        ConfigError: With all that is wrong with the file.
-        UsageError: It needs images by path, and none are given.
+        ConfigError: With all that is wrong with the file, or the budget needs too many epochs.
+        UsageError: It needs images by path, and none are given; the budget is no number, or is told in epochs.
         DataError: The images cannot be read.
     """
     path = find_experiment(source)
@@ -95,6 +100,11 @@ def load_experiment(
     if spec.data is not None and not any(text.startswith("data.name=") for text in settings):
         raise UsageError(f"{name}: needs {spec.data}; give their file with --data PATH")
     own = {text.partition("=")[0] for text in settings}
+    if EPOCHS in own:
+        raise UsageError(f"{EPOCHS}: how long runs are is told in images; use --budget")
+    budget = spec.budget if budget is None else float(budget)
+    if not (math.isfinite(budget) and budget > 0):
+        raise UsageError(f"--budget {budget}: must be a finite number of images, above 0")
     written = [f"{key}={as_yaml(value)}" for key, value in spec.runs.settings.items() if key not in own]
     base_source = beside(spec.runs.base, path)
     base = override(override(load_config(base_source), written, str(path)), settings)
@@ -102,27 +112,69 @@ def load_experiment(
         grid={key: values for key, values in spec.runs.grid.items() if key not in own},
         points=[{key: value for key, value in point.items() if key not in own} for point in spec.runs.points],
     )
-    budget = spec.budget if budget is None else budget
     planned = plan_configs(varied if varied.grid or varied.points else Spec(points=[{}]), base, str(path), name)
+    check_where(spec, planned, varied_keys(varied), path)
+    configs = tuple(_with_epochs(config, budget, data_dir) for config in planned)
     sweep = Sweep(
         kind="experiment",
         name=name,
         base=base,
         base_source=base_source,
         keys=varied_keys(varied),
-        configs=tuple(_with_epochs(config, budget, data_dir) for config in planned),
+        configs=configs,
         resources=spec.runs.resources,
         evaluation=next(iter(spec.evaluations.values())),
         further=tuple(spec.all_evaluations.values())[1:],
         extend=True,
+        whole=configs,
     )
     return Experiment(str(source), name, spec, budget, tuple(settings), sweep, data_dir)
 
 
 def _with_epochs(config: Config, budget: float, data_dir: Path | None) -> Config:
-    """Return the config with as many epochs as it takes to see so many images."""
+    """Return the config with as many epochs as it takes to see so many images. Raises ConfigError if too many."""
     epochs = max(1, math.ceil(budget / n_training_images(config, data_dir)))
-    return config.model_copy(update={"training": config.training.model_copy(update={"epochs": epochs})})
+    return override(config, [f"{EPOCHS}={epochs}"], f"a budget of {budget:,.0f} images")
+
+
+def as_key(value: object) -> Any:
+    """Return a setting's value to be compared and looked up: a list as a tuple, a list of one as its number."""
+    if not isinstance(value, list | tuple):
+        return value
+    return value[0] if len(value) == 1 else tuple(value)
+
+
+def matches(config: Config, where: Mapping[str, Any]) -> bool:
+    """Return whether a config's settings have these values."""
+    return all(as_key(get_setting(config, key)) == as_key(value) for key, value in where.items())
+
+
+def _is_already(config: Config, settings: Sequence[str]) -> bool:
+    """Return whether `KEY=VALUE` settings change nothing of a config."""
+    try:
+        return override(config, settings) == config
+    except ConfigError:  # it cannot be so
+        return False
+
+
+def check_where(spec: ExperimentSpec, configs: Sequence[Config], keys: Sequence[str], path: Path) -> None:
+    """Refuse published numbers whose runs differ in more than the seed, of which none could be averaged.
+
+    Raises:
+        ConfigError: Naming all such numbers, and what varies among their runs.
+    """
+    problems = []
+    for name, published in spec.published.items():
+        for i, value in enumerate(published.values):
+            found = [config for config in configs if matches(config, value.where)]
+            several = {key: {as_key(get_setting(config, key)) for config in found} for key in keys if key != "seed"}
+            mixed = ", ".join(key for key, values in several.items() if len(values) > 1)
+            if mixed:
+                problems.append(
+                    f"{path}: published.{name}.values.{i}.where: must say of which runs it is: {mixed} varies"
+                )
+    if problems:
+        raise ConfigError(problems)
 
 
 def n_training_images(config: Config, data_dir: Path | None) -> int:

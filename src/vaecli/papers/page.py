@@ -13,6 +13,7 @@ from vaecli.files import write_json, write_text
 from vaecli.papers.charts import draw
 from vaecli.papers.comparison import SEED, Figure, Outcome, compare, goal_in_words
 from vaecli.papers.experiment import Experiment
+from vaecli.papers.spec import EPOCHS
 from vaecli.reports.report import Plot, as_markdown
 
 RESULTS = "results.json"
@@ -46,7 +47,7 @@ def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, f
         "plots": plots,
         "groups": [_group(found) for found in figures.values()],
         "runs": [_run_in_words(experiment, outcome) for outcome in outcomes],
-        "config": dump_config(experiment.sweep.base).rstrip(),
+        "config": dump_config(experiment.sweep.base, (EPOCHS, *experiment.sweep.keys)).rstrip(),
     }
     loaders = [jinja2.PackageLoader("vaecli.papers"), jinja2.PackageLoader("vaecli.reports")]
     html = jinja2.Environment(
@@ -65,7 +66,9 @@ def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, f
 
 
 def _budget(experiment: Experiment) -> list[str]:
-    return [] if experiment.share == 1 else ["--budget", f"{experiment.budget:g}"]
+    budget = experiment.budget
+    short = f"{budget:g}"
+    return [] if experiment.share == 1 else ["--budget", short if float(short) == budget else repr(budget)]
 
 
 def _plots(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[str, list[Figure]]) -> list[Plot]:
@@ -86,8 +89,8 @@ def _warnings(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[str]:
             f"Every run sees {experiment.budget:,.0f} images at least, {100 * experiment.share:.2g} % of the "
             f"{experiment.spec.budget:,.0f} of the full experiment."
         )
-    if experiment.settings:
-        found.append(f"Settings were changed, so this is another experiment: {', '.join(experiment.settings)}.")
+    if experiment.changes:
+        found.append(f"Settings were changed, so this is another experiment: {', '.join(experiment.changes)}.")
     missing = sum(not outcome.is_trained for outcome in outcomes)
     if missing:
         found.append(f"{missing} of {len(outcomes)} runs are not finished; what there is of them is shown.")
@@ -161,7 +164,8 @@ def _results(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[
                 "images": figure.images,
                 "difference": figure.difference,
                 "tolerance": figure.published.tolerance,
-                "met": None if figure.excess is None or figure.is_early else figure.excess <= 0,
+                "met": None if figure.excess is None or figure.is_early or figure.is_late else figure.excess <= 0,
+                "late": figure.is_late,
                 "verdict": figure.verdict,
             }
             for name, of_kind in figures.items()
@@ -179,8 +183,10 @@ def progress_in_words(results: dict[str, Any]) -> str:
     text = f"{finished} of {len(runs)} runs finished{part}"
     if not figures:
         return text
-    early = len(figures) - len(judged)
-    if not judged:
+    late = sum(f["met"] is None and f.get("late", False) for f in figures)
+    early = len(figures) - len(judged) - late
+    if early == len(figures):
         return f"{text}; none of {early} published numbers reached yet"
     text += f"; {sum(f['met'] for f in judged)} of {len(judged)} published numbers met"
-    return text + (f", {early} not reached yet" if early else "")
+    text += f", {early} not reached yet" if early else ""
+    return text + (f", {late} after more images than theirs" if late else "")

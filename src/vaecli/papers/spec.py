@@ -20,6 +20,8 @@ METRICS: dict[type[AnySpec], tuple[str, ...]] = {
     GapsSpec: tuple(Gaps.__annotations__),
 }
 """What each kind of evaluation says of a run."""
+EPOCHS = "training.epochs"
+"""Decided by the budget."""
 Split = Literal["train", "validation"]
 
 
@@ -120,7 +122,7 @@ class ExperimentSpec(Section):
     """The paper, and the place in it."""
     about: str
     """What is done, in a few sentences of plain text, with whatever differs from the paper."""
-    budget: Annotated[float, BeforeValidator(_as_float), Field(gt=0)]
+    budget: Annotated[float, BeforeValidator(_as_float), Field(gt=0, allow_inf_nan=False)]
     """Images that every run sees in full."""
     data: str | None = None
     """What images must be given by path, where they cannot be shipped."""
@@ -153,6 +155,7 @@ def _problems(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
     for key in spec.runs.settings:
         if key not in known:
             yield f"runs.settings.{key}", f"no such setting; {suggest(key, known)}"
+    yield from _epochs_in(spec.runs)
     for name, published in spec.published.items():
         yield from ((f"published.{name}.{key}", why) for key, why in _problems_of(published, spec))
     for i, chart in enumerate(spec.charts):
@@ -162,6 +165,14 @@ def _problems(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
         for name in chart.published:
             if name not in spec.published:
                 yield f"charts.{i}.published", f"no such published numbers, {name}; {suggest(name, spec.published)}"
+
+
+def _epochs_in(runs: RunsSpec) -> Iterator[tuple[str, str]]:
+    """Yield where epochs are set, which the budget decides."""
+    points = {f"points.{i}": point for i, point in enumerate(runs.points)}
+    for place, settings in {"settings": runs.settings, "grid": runs.grid, **points}.items():
+        if EPOCHS in settings:
+            yield f"runs.{place}.{EPOCHS}", "how long runs are is told in images; use budget"
 
 
 def _problems_of(published: Published, spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
@@ -178,6 +189,3 @@ def _problems_of(published: Published, spec: ExperimentSpec) -> Iterator[tuple[s
         for key in value.where:
             if key not in varied:
                 yield f"values.{i}.where.{key}", f"does not vary; {suggest(key, varied)}"
-        mixed = [key for key in spec.runs.grid if key not in {*value.where, "seed"}]
-        if mixed:
-            yield f"values.{i}.where", f"must say of which runs it is: {', '.join(mixed)} varies"

@@ -8,7 +8,7 @@ from vaecli.config.jobs import AnySpec, EvaluationSpec, GapsSpec
 from vaecli.config.schema import Config
 from vaecli.errors import InterruptedRunError, ReproducibilityWarning, VaecliError, in_plain_words
 from vaecli.evaluation.result import NotFiniteError, read_evaluation
-from vaecli.files import may_be_file
+from vaecli.runs.records import read_object
 from vaecli.runs.run import Run
 from vaecli.stages import silent, stoppable
 from vaecli.sweeps.sweep import Job, JobResult, find_evaluation
@@ -21,7 +21,9 @@ def finished_result(job: Job) -> JobResult | None:
         return None
     try:
         path, *others = (find_evaluation(job.run, spec) for spec in (job.options.evaluation, *job.options.further))
-        return None if path is None or None in others else JobResult.read(job.config, job.run, path)
+        if path is None or not all(other is not None and _is_object(other) for other in others):
+            return None
+        return JobResult.read(job.config, job.run, path)
     except (VaecliError, OSError, KeyError, TypeError, ValueError):
         return None  # whatever is damaged is reported, or mended, when the job is run
 
@@ -119,14 +121,14 @@ def _evaluate(job: Job, run: Run) -> JobResult:
 
 
 def _evaluate_further(run: Run, spec: AnySpec, job: Job) -> None:
-    """Evaluate a run in another way, unless that was done."""
+    """Evaluate a run in another way, unless a whole evaluation is there."""
     from vaecli.evaluation.annealed import evaluate_annealed  # noqa: PLC0415 (torch)
     from vaecli.evaluation.evaluate import evaluate_spec  # noqa: PLC0415
     from vaecli.evaluation.gaps import evaluate_gaps  # noqa: PLC0415
 
     device, data_dir = job.config.device, job.options.data_dir
     run = run.at(spec.checkpoint)
-    if may_be_file(run.evaluation_path(run.checkpoint.progress.step, spec)):
+    if _is_object(run.evaluation_path(run.checkpoint.progress.step, spec)):
         return
     if isinstance(spec, EvaluationSpec):
         evaluate_spec(run, spec, device=device, data_dir=data_dir)
@@ -145,6 +147,14 @@ def _is_whole(path: Path) -> bool:
     except VaecliError:
         return False
     return True
+
+
+def _is_object(path: Path) -> bool:
+    """Return whether a file is there that holds a JSON object, as an evaluation of any kind does."""
+    try:
+        return bool(read_object(path))
+    except VaecliError:
+        return False
 
 
 def _failed(job: Job, run: Run | None, error: Exception) -> JobResult:

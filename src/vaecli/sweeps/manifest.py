@@ -35,14 +35,16 @@ class Manifest(BaseModel):
 def manifest_of(sweep: Sweep, data_sha256: str | None) -> Manifest:
     """Return what the output directory of a sweep holds.
 
-    That of a sweep whose runs can be extended holds whatever has this base: more of its runs, and for longer.
+    That of a sweep whose runs can be extended holds its base and all of its runs, for however long and whichever are
+    done.
     """
     if not sweep.extend:
         members = [json.loads(config.identity) for config in sweep.configs]
         return Manifest(evaluation=sweep.evaluation, data_sha256=data_sha256, members=members)
-    training = sweep.base.training.model_copy(update={"epochs": 1})
-    base = json.loads(sweep.base.model_copy(update={"training": training}).identity)
-    return Manifest(evaluation=EvaluationSpec(), data_sha256=data_sha256, members=[base])
+    members = [json.loads(config.identity) for config in (sweep.base, *(sweep.whole or sweep.configs))]
+    for member in members:
+        member["training"]["epochs"] = 1
+    return Manifest(evaluation=EvaluationSpec(), data_sha256=data_sha256, members=members)
 
 
 def claim_directory(out: Path, kind: str, manifest: Manifest) -> None:

@@ -52,6 +52,8 @@ class Sweep:
     """The YAML, if there is one."""
     extend: bool = False
     """Whether runs of a constant step size are continued that differ in nothing but having fewer epochs."""
+    whole: tuple[Config, ...] = ()
+    """All runs that the output directory is about, where these may be some of them; empty for these."""
 
     def command(self, result: "JobResult") -> str:
         """Return the command line that does a run again, or resumes it."""
@@ -118,11 +120,12 @@ class JobOptions:
 
 
 def find_evaluation(run: Run, spec: AnySpec) -> Path | None:
-    """Return the file of an evaluation of a run's present checkpoint, if there is one; only its status is read."""
+    """Return the file of an evaluation of a run's present checkpoint, if there is one."""
     run = run.at(spec.checkpoint)
     status = run.status
     try:
-        step = (status if run.checkpoint_path == run.last else status["best"])["step"]
+        at = status if run.checkpoint_path == run.last else status["best"]
+        step = at["step"] if status["state"] in FINISHED else run.load(run.checkpoint_path).progress.step
         path = run.evaluation_path(step, spec)
     except (VaecliError, KeyError, TypeError):  # there is no checkpoint yet, or the status is damaged
         return None
@@ -144,9 +147,18 @@ class Job:
         if self.run is None:
             return False
         status, epochs = self.run.status, self.config.training.epochs
-        if self.options.extend and status.get("epoch", 0) >= epochs:
-            return True
-        return status.get("state") in FINISHED and status.get("epochs", epochs) == epochs
+        if status.get("state") in FINISHED:
+            enough = self.options.extend and status.get("epoch", 0) >= epochs
+            return bool(enough or status.get("epochs", epochs) == epochs)
+        return self.options.extend and _epochs_kept(self.run) >= epochs
+
+
+def _epochs_kept(run: Run) -> int:
+    """Return how many epochs the last checkpoint has: the status of a run that was killed may be ahead of it."""
+    try:
+        return run.load(run.last).progress.epoch if may_be_file(run.last) else 0
+    except VaecliError:  # which is said when the run is resumed
+        return 0
 
 
 def plan_jobs(configs: Sequence[Config], options: JobOptions, on_stage: StageCallback = silent) -> list[Job]:
