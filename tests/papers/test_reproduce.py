@@ -120,6 +120,67 @@ def test_an_extended_run_has_the_bits_of_one_that_was_never_cut(vae, mine, faces
     assert rows[0] == rows[1]
 
 
+def test_a_killed_run_whose_status_is_ahead_of_its_checkpoint_is_resumed_and_not_taken_as_trained(vae, mine, faces):
+    command = ("reproduce", mine, *TINY, "--data", faces, "--where", "model.latent_dim=2", "--json")
+    vae(*command, "--budget", 90)
+    (run,) = list_runs("runs")
+    status = json.loads((run.path / "status.json").read_text())
+    step = status["step"]  # 2 epochs of 3 minibatches, and last.pt is of this step
+    status |= {"state": "running", "epoch": 4, "step": 2 * step, "epochs": 4}
+    (run.path / "status.json").write_text(json.dumps(status))
+    shown = json.loads(vae(*command, "--report").stdout)["runs"][0]
+    assert not shown["finished"]
+    assert shown["evaluations"].keys() == {"test"}  # of the checkpoint that there is
+    assert json.loads(vae(*command, "--budget", 90, "--report").stdout)["runs"][0]["finished"]
+    assert json.loads(vae(*command).stdout)["runs"][0]["finished"]
+    assert [row["epoch"] for row in run.metrics if row["split"] == "train"] == [1, 2, 3, 4]
+
+
+def test_a_page_is_not_written_over_that_of_other_settings_or_of_another_grid(vae, mine, faces, tmp_path):
+    command = ("--data", faces, "--report", "--quiet")
+    vae("reproduce", mine, *TINY, *command)
+    vae("reproduce", mine, *TINY, *command, "--budget", 45)
+    vae("reproduce", mine, *TINY, *command, "--budget", 900, "--where", "model.latent_dim=3")
+    with pytest.raises(UsageError, match="holds the results of another experiment"):
+        vae("reproduce", mine, *TINY, "model.latent_dim=3", *command)
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "mine.yaml"
+    runs = SPEC["runs"] | {"grid": {"model.latent_dim": [3, 20]}}
+    other.write_text(yaml.safe_dump(SPEC | {"runs": runs, "published": {}, "charts": []}))
+    with pytest.raises(UsageError, match="holds the results of another experiment"):
+        vae("reproduce", other, *TINY, *command)
+
+
+def test_a_damaged_further_evaluation_is_made_again(vae, tmp_path, faces):
+    path = tmp_path / "mine.yaml"
+    train = SPEC["evaluations"]["test"] | {"split": "train"}
+    path.write_text(yaml.safe_dump(SPEC | {"evaluations": SPEC["evaluations"] | {"train": train}}))
+    command = ("reproduce", path, *TINY, "--data", faces, "--where", "model.latent_dim=2", "--budget", 45, "--json")
+    first = json.loads(vae(*command).stdout)
+    (further,) = Path("runs").glob("mine/*/evaluations/*train*.json")
+    further.write_text("{")
+    assert json.loads(vae(*command).stdout)["runs"][0]["evaluations"].keys() == {"test", "train"}
+    assert first["runs"][0]["evaluations"].keys() == {"test", "train"}
+
+
+def test_lists_may_be_panels_and_lines_and_the_page_shows_what_all_runs_share(vae, tmp_path, faces):
+    key = "model.hidden_dim"
+    spec = SPEC | {"budget": 1234567, "data": "faces", "published": {}}
+    spec["runs"] = {"base": "bernoulli", "grid": {key: [[4, 3], [5]]}}
+    spec["charts"] = [{"kind": "curves", "title": "Curves", "panels": key, "lines": key}]
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    vae("reproduce", path, "--data", faces, "--budget", 12345678, "--report", "--quiet")
+    page = Path("runs/papers/mine/report.html").read_text()
+    assert page.count("<svg") == 1
+    assert "Settings were changed" not in page  # its images had to be given
+    assert "--budget 12345678.0" in page
+    config = page[page.index("The config that all share") :]
+    assert "latent_dim: " in config
+    assert "epochs: " not in config
+    assert "hidden_dim: " not in config
+
+
 def test_a_schedule_that_ends_with_the_run_starts_anew_with_another_budget(vae, mine, faces):
     command = ("reproduce", mine, *TINY, "optimizer.schedule=cosine", "--data", faces, "--quiet")
     vae(*command, "--where", "model.latent_dim=2", "--budget", 45)
@@ -199,6 +260,8 @@ def test_a_number_is_met_within_its_tolerance_or_missed_by_what_is_beyond(goal, 
     assert Figure(published, published.values[0], ours, None, 1, 100).verdict == verdict
     early = Figure(published, published.values[0], ours, None, 1, 50)
     assert early.verdict == f"{verdict}, after 50 % of the images"
+    late = Figure(published, published.values[0], ours, None, 1, 250)
+    assert late.verdict == f"{verdict}, after 250 % of the images"
 
 
 LONG = {"cremer-gaps", "aevb-figure-3"}
