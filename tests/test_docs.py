@@ -100,6 +100,25 @@ def reason_to_parse(command: str) -> str | None:
     return next((why for key, why in PARSED.items() if set(key.split()) <= words), None)
 
 
+PAPER = """
+title: A bound
+source: "Somebody 2020, table 1"
+about: Two latent dimensions, and images of noise.
+budget: 1.0e+6
+runs: {base: mine.yaml, grid: {model.latent_dim: [2]}}
+evaluations: {test: {split: test, k: 3, binarised: false, checkpoint: last}}
+published:
+  bound:
+    title: test bound
+    source: table 1
+    ours: {metric: elbo, evaluation: test}
+    images: 45
+    goal: near
+    tolerance: 1
+    values: [{where: {model.latent_dim: 2}, value: -20.0}]
+"""
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """A directory with what the pages speak of: images, a config, a sweep, and a run."""
@@ -112,6 +131,7 @@ def place(tmp_path_factory):
         Path("sizes.yaml").write_text(
             yaml.safe_dump({"base": "mine.yaml", "grid": {"seed": [0, 1]}, "evaluation": {"limit": 2, "k": 5}})
         )
+        Path("my-paper.yaml").write_text(PAPER)
         for block in YAML:
             if named := re.match(r"# (\w+\.yaml)\n", block.text):
                 Path(named[1]).write_text(block.text)
@@ -194,5 +214,7 @@ def test_python_runs(block, place, monkeypatch):
     (run, *_) = sorted(Path("runs/mine").iterdir())
     text = block.text.replace("bernoulli.yaml", "mine.yaml").replace("epochs=5", "epochs=1")
     text = text.replace("runs/bernoulli/...", str(run)).replace("3, out", "1, out")
+    text = text.replace("budget=1e6", "budget=45.0")
     text = text.replace("faces.npz", "others.npz").replace('["bernoulli", "gaussian"]', '["bernoulli"]')
-    exec(text, {"x": torch.zeros(2, 30), "z": torch.zeros(2, 2), "out": place / "out", "runs": place / "of python"})
+    out = place / f"out of {block.page.stem}"
+    exec(text, {"x": torch.zeros(2, 30), "z": torch.zeros(2, 2), "out": out, "runs": place / "of python"})
