@@ -21,7 +21,7 @@ extensions = [
     "sphinx_design",
     "sphinx-mathjax-offline",  # which brings its own MathJax
 ]
-exclude_patterns = ["_build", "comparison/figures"]
+exclude_patterns = ["_build", "comparison/figures", "papers/*/figures"]
 nitpicky = False
 default_role = "py:obj"
 suppress_warnings = ["mystnb.unknown_mime_type"]
