@@ -35,7 +35,7 @@ def test_configs_are_completed_by_name_and_by_path(ask, tmp_path):
     (tmp_path / "big.txt").touch()
     (tmp_path / "bins").mkdir()
     (tmp_path / "bins" / "one.yml").touch()
-    assert ask("vae train --config b") == ["bernoulli", "big.yaml", "bins/"]
+    assert ask("vae train --config b") == ["bernoulli", "best", "big.yaml", "bins/"]
     assert ask("vae train --config bins/") == ["bins/one.yml"]
     assert ask("vae configs cat tut") == ["tutorial"]
     assert ask("vae train --config no-such/") == []
