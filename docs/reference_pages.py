@@ -60,6 +60,7 @@ KINDS = {ARRAY: "the path of an array"}
 
 def write(directory: Path) -> None:
     """Write the pages into a directory, those that changed."""
+    directory.mkdir(exist_ok=True)
     pages = {"commands.md": commands(), "config.md": config(), "python.md": python()}
     for name, lines in pages.items():
         path, text = directory / name, HEAD + "\n".join(lines) + "\n"
