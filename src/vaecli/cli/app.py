@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from vaecli.cli import completion
+from vaecli.errors import UsageError
 
 if TYPE_CHECKING:
     from vaecli.config.schema import Config
@@ -48,6 +49,20 @@ SplitName = Annotated[
     Literal["train", "validation", "test"],
     typer.Option("--split", metavar="SPLIT", help="Which images: train, validation or test."),
 ]
+Engine = Literal["local", "ray"]  # vaecli.sweeps.execution's, which would import pydantic for a page of help
+EngineName = Annotated[Engine, typer.Option("--engine", help="This machine, or a Ray cluster.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        help="Of a Ray cluster: host:port, or auto for the one that this machine is part of; "
+        "default: $RAY_ADDRESS, or a new one on this machine.",
+    ),
+]
+Jobs = Annotated[
+    int | None, typer.Option("--jobs", min=1, help="Runs at a time; default: 1, on a cluster all it has room for.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the runs and do nothing.")]
 RUNS = Path("runs")
 SOME_FAILED = 5
 """The exit code where some runs of a sweep failed."""
@@ -145,3 +160,9 @@ class StopOnSignal:
             os._exit(130)
         self.signalled = True
         note("stopping; once more to leave at once")
+
+
+def check_address(address: str | None, engine: Engine) -> None:
+    """Raise UsageError where a cluster is named that is not asked for."""
+    if address is not None and engine != "ray":
+        raise UsageError("--address names a Ray cluster; it goes with --engine ray")

@@ -2,31 +2,34 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vaecli.cli.app import (
     RUNS,
     SOME_FAILED,
+    Address,
     DataDir,
+    DryRun,
+    EngineName,
+    Jobs,
     Json,
     Quiet,
     RunsDir,
     StopOnSignal,
     app,
     caveats,
+    check_address,
     examples,
     note,
     result,
 )
-from vaecli.errors import UsageError
 
 if TYPE_CHECKING:
     from vaecli.papers.experiment import Experiment
     from vaecli.sweeps.sweep import SweepResult
 
-Engine = Literal["local", "ray"]
 LIST = "ls"
 
 
@@ -58,12 +61,10 @@ def reproduce(
         list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help="Train those runs only; may be repeated.")
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Train nothing; write the page from what there is.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and do nothing.")] = False,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Runs at a time; default: 1, on a cluster all it has room for.")
-    ] = None,
-    engine: Annotated[Engine, typer.Option("--engine", help="This machine, or a Ray cluster.")] = "local",
-    address: Annotated[str | None, typer.Option("--address", help="Of a Ray cluster; as for vae sweep.")] = None,
+    dry_run: DryRun = False,
+    jobs: Jobs = None,
+    engine: EngineName = "local",
+    address: Address = None,
     out: Annotated[Path | None, typer.Option("--out", help="The directory of the page.")] = None,
     runs_dir: RunsDir = RUNS,
     data_dir: DataDir = None,
@@ -76,8 +77,7 @@ def reproduce(
         return
     from vaecli.papers.experiment import load_experiment
 
-    if address is not None and engine != "ray":
-        raise UsageError("--address names a Ray cluster; it goes with --engine ray")
+    check_address(address, engine)
     given = [*(settings or []), *([] if data is None else [f"data.name={data.absolute()}"])]
     planned = load_experiment(experiment, budget=budget, settings=given, data_dir=data_dir)
     sweep = planned.of(where or [])

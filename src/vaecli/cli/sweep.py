@@ -2,27 +2,31 @@
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from vaecli.cli.app import (
     RUNS,
     SOME_FAILED,
+    Address,
     DataDir,
+    DryRun,
+    Engine,
+    EngineName,
+    Jobs,
     Json,
     Quiet,
     RunsDir,
     StopOnSignal,
     app,
     caveats,
+    check_address,
     examples,
     note,
     result,
 )
 from vaecli.errors import UsageError
-
-Engine = Literal["local", "ray"]  # vaecli.sweeps.execution's, which would import pydantic for a page of help
 
 
 @app.command(
@@ -37,19 +41,10 @@ def sweep(
     spec: Annotated[
         Path, typer.Argument(metavar="SPEC.yaml", help="A file of base, grid, points, resources and evaluation.")
     ],
-    engine: Annotated[Engine, typer.Option("--engine", help="This machine, or a Ray cluster.")] = "local",
-    address: Annotated[
-        str | None,
-        typer.Option(
-            "--address",
-            help="Of a Ray cluster: host:port, or auto for the one that this machine is part of; "
-            "default: $RAY_ADDRESS, or a new one on this machine.",
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", min=1, help="Runs at a time; default: 1, on a cluster all it has room for.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs and do nothing.")] = False,
+    engine: EngineName = "local",
+    address: Address = None,
+    jobs: Jobs = None,
+    dry_run: DryRun = False,
     out: Annotated[Path | None, typer.Option("--out", help="The directory of the results.")] = None,
     runs_dir: RunsDir = RUNS,
     data_dir: DataDir = None,
@@ -61,8 +56,7 @@ def sweep(
     from vaecli.sweeps.execution import run_sweep
     from vaecli.sweeps.sweep import load_sweep
 
-    if address is not None and engine != "ray":
-        raise UsageError("--address names a Ray cluster; it goes with --engine ray")
+    check_address(address, engine)
     if not may_be_file(spec):
         raise UsageError(f"{spec}: no such sweep; it is a YAML file with a grid of settings")
     planned = load_sweep(spec)

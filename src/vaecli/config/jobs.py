@@ -32,7 +32,24 @@ class EvaluationSpec(Section):
         return name + f"-seed{self.seed}" + ("" if self.binarised else "-no-binarised")
 
 
-class AnnealingSpec(Section):
+class FurtherSpec(Section):
+    """Describe which images a further evaluation is of, beside that by an `EvaluationSpec`."""
+
+    split: Literal["train", "validation", "test"] = "test"
+    limit: int | None = Field(None, ge=1)
+    """Only so many images, evenly spaced over the split; null: all."""
+    seed: int = Field(0, ge=0)
+    """Of evaluation's own random numbers."""
+    checkpoint: Literal["best", "last"] = "best"
+    """As of an `EvaluationSpec`."""
+
+    @property
+    def of_images(self) -> EvaluationSpec:
+        """Return which images these are, and the fitted proposals that give their evidence."""
+        return EvaluationSpec(split=self.split, limit=self.limit, seed=self.seed, checkpoint=self.checkpoint)
+
+
+class AnnealingSpec(FurtherSpec):
     """Describe how the evidence is estimated by other means than importance sampling."""
 
     method: Literal["ais", "posterior"] = "ais"
@@ -45,18 +62,8 @@ class AnnealingSpec(Section):
     """Where annealing begins: at the proposal fitted to an image, or at the prior, which knows nothing of it."""
     bracket: bool = False
     """Whether to bracket the evidence of images that the model draws, from below and above."""
-    split: Literal["train", "validation", "test"] = "test"
     limit: int | None = Field(100, ge=1)
     """Only so many images, evenly spaced over the split; null: all."""
-    seed: int = Field(0, ge=0)
-    """Of evaluation's own random numbers."""
-    checkpoint: Literal["best", "last"] = "best"
-    """As of an `EvaluationSpec`."""
-
-    @property
-    def of_images(self) -> EvaluationSpec:
-        """Return which images these are, and the fitted proposals beside."""
-        return EvaluationSpec(split=self.split, limit=self.limit, seed=self.seed, checkpoint=self.checkpoint)
 
     @property
     def name(self) -> str:
@@ -65,22 +72,11 @@ class AnnealingSpec(Section):
         return f"{self.of_images.name}-{settings}"
 
 
-class GapsSpec(Section):
+class GapsSpec(FurtherSpec):
     """Describe how what the bound loses is split into approximation and amortisation gap."""
 
-    split: Literal["train", "validation", "test"] = "test"
-    """Of which images."""
     limit: int | None = Field(1000, ge=1)
     """Only so many images, evenly spaced over the split; null: all."""
-    seed: int = Field(0, ge=0)
-    """Of evaluation's own random numbers."""
-    checkpoint: Literal["best", "last"] = "best"
-    """As of an `EvaluationSpec`."""
-
-    @property
-    def of_images(self) -> EvaluationSpec:
-        """Return which images these are, and the fitted proposals that give their evidence."""
-        return EvaluationSpec(split=self.split, limit=self.limit, seed=self.seed, checkpoint=self.checkpoint)
 
     @property
     def name(self) -> str:

@@ -17,7 +17,7 @@ from vaecli.evaluation.generation import manifold, reconstruct, sample
 from vaecli.papers.comparison import SEED, Figure, Outcome
 from vaecli.papers.experiment import Experiment, as_key
 from vaecli.papers.spec import Chart
-from vaecli.reports.plots import PAGE, plain
+from vaecli.reports.plots import PAGE, add_charts, plain
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Told apart by colour-blind readers too (Okabe & Ito 2008)."""
@@ -61,13 +61,7 @@ def _panels(n: int, height: float) -> tuple[Picture, list[Axes]]:
     rows = ceil(n / columns)
     width = PAGE if n > 1 else 0.7 * PAGE
     picture = Picture(figsize=(width, height * rows + 0.7), layout="constrained")
-    axes: list[Axes] = list(picture.subplots(rows, columns, squeeze=False).ravel())
-    for axis in axes[n:]:
-        axis.remove()
-    for axis in axes[:n]:
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
-    return picture, axes[:n]
+    return picture, add_charts(picture, rows, columns, n)
 
 
 def draw_curves(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome], figures: Figures) -> Picture:

@@ -6,10 +6,8 @@ import numpy as np
 import scipy.stats
 from matplotlib.figure import Figure
 
-from vaecli.errors import VaecliError
 from vaecli.evaluation.calibration import Calibration
-from vaecli.files import write_text
-from vaecli.reports.plots import svg
+from vaecli.reports.plots import write_svg
 
 COLUMNS, PANELS = 5, 20
 """Dimensions side by side, and in all: of more, those that are least uniform."""
@@ -51,9 +49,6 @@ def draw_calibration(found: Calibration, path: Path) -> Path:
     axes[0].set(xlim=(0, 1), xticks=(0, 0.5, 1), ylim=(0, 1.05 * max(high, histogram[shown].max())))
     figure.supxlabel("rank of z among draws from q(z|x)", fontsize=8)
     figure.supylabel("images", fontsize=8)
-    picture = path.with_suffix(".svg")
-    try:
-        write_text(picture, svg(figure, "Ranks of z among draws from q(z|x), over the band of uniform ranks"))
-    except OSError as error:
-        raise VaecliError(f"{picture}: cannot be written: {error.strerror}") from error
-    return picture
+    return write_svg(
+        figure, path.with_suffix(".svg"), "Ranks of z among draws from q(z|x), over the band of uniform ranks"
+    )

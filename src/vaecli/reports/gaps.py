@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from vaecli.errors import VaecliError
-from vaecli.files import write_text
-from vaecli.reports.plots import svg
+from vaecli.reports.plots import write_svg
 
 APPROXIMATION, AMORTISATION = "#4269d0", "#efb118"
 
@@ -43,9 +41,6 @@ def draw_gaps(path: Path) -> Path:
     chart.grid(alpha=0.25)
     chart.spines[["top", "right"]].set_visible(False)
     chart.legend(frameon=False, loc="upper left")
-    picture = path.with_suffix(".svg")
-    try:
-        write_text(picture, svg(figure, "What the bound of each image loses: approximation and amortisation gap"))
-    except OSError as error:
-        raise VaecliError(f"{picture}: cannot be written: {error.strerror}") from error
-    return picture
+    return write_svg(
+        figure, path.with_suffix(".svg"), "What the bound of each image loses: approximation and amortisation gap"
+    )

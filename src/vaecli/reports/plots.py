@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from io import BytesIO
 from math import ceil
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
@@ -17,7 +18,9 @@ from numpy.typing import NDArray
 
 from vaecli.config.schema import get_setting
 from vaecli.data.image_grid import as_seen
+from vaecli.errors import VaecliError
 from vaecli.evaluation.generation import reconstruct, sample
+from vaecli.files import write_text
 from vaecli.reports.statistics import interval
 from vaecli.reports.tables import group_by, group_by_support, short_names
 from vaecli.sweeps.sweep import JobResult, SweepResult, metrics
@@ -131,13 +134,18 @@ def _charts(n: int) -> tuple[Figure, list[Axes]]:
     columns = n if n <= 3 else 2
     rows = ceil(n / columns)
     figure = Figure(figsize=(min(MAX_CHART * columns, PAGE), 0), layout="constrained")
+    return figure, add_charts(figure, rows, columns, n)
+
+
+def add_charts(figure: FigureBase, rows: int, columns: int, n: int) -> list[Axes]:
+    """Add the first n charts of a grid, with faint lines and no frame, and return them."""
     charts: list[Axes] = list(figure.subplots(rows, columns, squeeze=False).ravel())
     for chart in charts[n:]:
         chart.remove()
     for chart in charts[:n]:
         chart.grid(alpha=0.25)
         chart.spines[["top", "right"]].set_visible(False)
-    return figure, charts[:n]
+    return charts[:n]
 
 
 def _add_legends(figure: Figure, charts: Sequence[Axes]) -> None:
@@ -277,3 +285,12 @@ def svg(figure: Figure, alt: str) -> str:
         group.attrib.pop("id", None)  # of no use, and the same in every plot of a page
     root.attrib |= {"role": "img", "aria-label": alt}
     return ET.tostring(root, encoding="unicode")
+
+
+def write_svg(figure: Figure, path: Path, alt: str) -> Path:
+    """Write a plot as `svg` returns it; return its path. Raises VaecliError where it cannot be written."""
+    try:
+        write_text(path, svg(figure, alt))
+    except OSError as error:
+        raise VaecliError(f"{path}: cannot be written: {error.strerror}") from error
+    return path

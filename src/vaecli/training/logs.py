@@ -194,9 +194,8 @@ def write_projector(
         generator: What that draws from.
     """
     means = vae.encoder(preprocess(images.pixels, generator).input).mean.cpu().numpy()
-    means = np.pad(
-        means, [(0, 0), (0, max(0, 3 - means.shape[1]))]
-    )  # with fewer than three the projector draws nothing
+    # Of fewer than three dimensions the projector finds no principal components, and shows nothing.
+    means = np.pad(means, [(0, 0), (0, max(0, 3 - means.shape[1]))])
     rows = "\n".join("\t".join(f"{value:.5g}" for value in row) for row in means)
     write_text(directory / "embedding.tsv", rows + "\n")
     if images.labels is not None:
