@@ -30,7 +30,6 @@ def unused_settings(config: Config) -> dict[str, str]:
             algorithm != "aevb",
             f"{algorithm} does not follow the gradient of the ELBO",
         ),
-        (("objective.L",), algorithm == "mcem", "mcem draws z from p(z|x), once for each image"),
         (("training.cuda_graph",), algorithm == "mcem", "the chains of mcem are those of single images"),
         (("training.compile",), not on_cpu and config.training.compile != "off", device),
         (("training.products",), not on_cpu, device),
