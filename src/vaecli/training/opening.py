@@ -117,6 +117,7 @@ def first_state(
         if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
             raise UsageError(f"{init_from.name}: has the weights of another model; the `model` sections must agree")
         state.load_weights(init_from.checkpoint)
+        state.algorithm = build_algorithm(config, state.vae, len(dataset.train))  # what it draws, of these weights
     return state, dataset
 
 
