@@ -271,10 +271,27 @@ def test_evaluate(vae, trained):
         (("--split", "tests"), "--split"),
         (("--limit", 0), "--limit"),
         (("--device", "cuda:9"), "is not there"),
+        (("--bracket",), "--bracket goes with --method ais, not with --method importance: leave it out"),
+        (("--chains", 9), "--chains goes with --method ais or --method posterior, not with --method importance"),
+        (("--calibration", "--split", "train"), "or --gaps, not with --calibration: leave it out"),
+        (("--calibration", "--k", 50), "--k goes with --method importance, not with --calibration: leave it out"),
+        (("--calibration", "--proposal", "encoder"), "--proposal goes with --method importance, not with"),
+        (("--gaps", "--no-binarised"), "--binarised goes with --method importance, not with --gaps: leave it out"),
     ):
         code, out, err = vae("evaluate", "--ckpt", trained, *arguments)
         assert (code, out) == (2, "")
         assert what in err
+
+
+def test_every_kind_of_evaluation_says_that_a_bound_is_relaxed(vae, config):
+    """It is that of a Bernoulli on grey images."""
+    _, run, _ = vae("train", "--config", config, "data.binarize=none", "--quiet")
+    quick = ("--temperatures", 2, "--chains", 2)
+    for kind in ((), ("--gaps",), ("--calibration",), ("--method", "ais", *quick), ("--method", "posterior", *quick)):
+        arguments = ("evaluate", "--ckpt", run.strip(), "--limit", 100 if kind == ("--calibration",) else 2, *kind)
+        code, out, _ = vae(*arguments, "--quiet")
+        assert (code, "(relaxed, not a likelihood)" in out.splitlines()[0]) == (0, True)
+        assert json.loads(vae(*arguments, "--json")[1])["caveat"] == "relaxed, not a likelihood"
 
 
 def test_a_run_that_is_still_training_is_evaluated_at_its_newest_checkpoint(vae, trained):

@@ -1,6 +1,7 @@
 """`vae evaluate`: the metrics of a run on held-out images."""
 
 from dataclasses import asdict
+from inspect import signature
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -11,6 +12,15 @@ from vaecli.errors import UsageError
 if TYPE_CHECKING:
     from vaecli.evaluation.calibration import Calibration
     from vaecli.evaluation.result import AnnealedEvaluation, Evaluation, Gaps
+
+IMPORTANCE, ANNEALED = ("--method importance",), ("--method ais", "--method posterior")
+GO_WITH = {
+    **dict.fromkeys(("proposal", "k", "binarised"), IMPORTANCE),
+    **dict.fromkeys(("temperatures", "chains", "start"), ANNEALED),
+    "bracket": ("--method ais",),
+    "split": (*IMPORTANCE, *ANNEALED, "--gaps"),
+}
+"""The kinds of evaluation that an option has an effect on, of those that have one on some only."""
 
 
 @app.command(
@@ -72,12 +82,15 @@ def evaluate(
     from vaecli.runs.run import find_run
 
     run = find_run(ckpt, runs_dir)
-    if bracket and method != "ais":
-        raise UsageError("--bracket goes with --method ais")
     if gaps and method != "importance":
         raise UsageError("--gaps goes with importance sampling: leave --method out")
     if calibration and (gaps or method != "importance"):
         raise UsageError("--calibration goes by itself: leave --gaps and --method out")
+    _check_options(
+        "--calibration" if calibration else "--gaps" if gaps else f"--method {method}",
+        proposal=proposal, k=k, binarised=binarised, split=split,
+        temperatures=temperatures, chains=chains, start=start, bracket=bracket,
+    )  # fmt: skip
     from vaecli.cli.progress import show_stages
 
     if run.file is None and run.is_training and not quiet:
@@ -119,16 +132,25 @@ def evaluate(
     result(asdict(found) if as_json else text)
 
 
+def _check_options(kind: str, **values: object) -> None:
+    """Refuse options that have no effect on a kind of evaluation, unless they say what is so anyway.
+
+    Raises:
+        UsageError: There is one.
+    """
+    parameters = signature(evaluate).parameters
+    for name, value in values.items():
+        if kind not in GO_WITH[name] and value != parameters[name].default:
+            raise UsageError(f"--{name} goes with {' or '.join(GO_WITH[name])}, not with {kind}: leave it out")
+
+
 def annealed_table(found: "AnnealedEvaluation") -> str:
     """Format the evidence by annealing, or from posterior samples, beside that of fitted proposals."""
     ways = {"ais": f"annealing from the {found.start}", "posterior": "posterior samples"}
     accepted = "" if found.acceptance is None else f"; {100 * found.acceptance:.0f} % of transitions accepted"
     error = "" if found.log_evidence_mc_se is None else f" (Monte-Carlo error {found.log_evidence_mc_se:.3f}{accepted})"
     lines = [
-        (
-            f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}; "
-            f"{found.chains} chains of {found.temperatures} transitions"
-        ),
+        f"{_about(found)}; {found.chains} chains of {found.temperatures} transitions",
         f"{ways[found.method]:<32} {found.log_evidence:.3f} ± {found.log_evidence_se:.3f} nats{error}",
         f"{'importance sampling, fitted':<32} {found.fitted_log_evidence:.3f} nats",
         f"{'  difference':<32} {found.difference:+.3f} nats, {found.largest_difference:.3f} for one image at most",
@@ -149,7 +171,7 @@ def gaps_table(found: "Gaps", picture: object) -> str:
     """Format where the bound is lost, from the evidence down to the ELBO."""
     return "\n".join(
         [
-            f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}",
+            _about(found),
             f"log evidence          {found.log_evidence:.2f} ± {found.log_evidence_se:.2f} nats",
             (
                 f"  approximation gap   {found.approximation_gap:.2f} ± {found.approximation_gap_se:.2f}: "
@@ -176,7 +198,10 @@ def calibration_table(found: "Calibration", picture: object) -> str:
     order = sorted(range(n_dims), key=lambda i: found.chi_square_p[i])
     failed = sum(p * n_dims < level for p in found.chi_square_p)
     lines = [
-        f"{found.decoder}, {found.checkpoint}: {n} images that the model drew, {found.draws} draws from q(z|x) each",
+        (
+            f"{found.decoder}, {found.checkpoint}: {n} images that the model drew, {found.draws} draws from q(z|x) each"
+            f"{_caveat(found)}"
+        ),
         f"not uniform           {failed} of {n_dims} latent dimensions (chi-square, {level:.0%} for all together)",
         f"p-value of all        {_p_value(found.p_value)}",
         f"{'least uniform':<22}{'p-value':>9} {'deviation':>10} {'mean':>7} {'spread':>7}",
@@ -195,16 +220,25 @@ def calibration_table(found: "Calibration", picture: object) -> str:
     return "\n".join(lines)
 
 
+def _about(found: "AnnealedEvaluation | Evaluation | Gaps") -> str:
+    """Say of which images a result is, and the caveat of its bound."""
+    images = f"{found.n_images} {found.split} images, pixels {found.observed}"
+    return f"{found.decoder}, {found.checkpoint}: {images}{_caveat(found)}"
+
+
+def _caveat(found: "AnnealedEvaluation | Calibration | Evaluation | Gaps") -> str:
+    return f" ({found.caveat})" if found.caveat else ""
+
+
 def _p_value(p: float) -> str:
     return f"{p:.2g}" if p >= 1e-16 else "< 1e-16"
 
 
 def table(found: "Evaluation", latent_dim: int) -> str:
     """Format the metrics in lines, with their units and errors."""
-    caveat = f"  ({found.caveat})" if found.caveat else ""
     terms = f"{found.log_likelihood:.2f} - {found.kl:.2f}"
     lines = [
-        f"{found.decoder}, {found.checkpoint}: {found.n_images} {found.split} images, pixels {found.observed}{caveat}",
+        _about(found),
         f"ELBO                  {found.elbo:.2f} ± {found.elbo_se:.2f} nats = {terms}",
         _estimate("log evidence", "log_evidence", found, "nats", 2),
         "  by k                " + ", ".join(f"{k}: {v:.2f}" for k, v in found.log_evidence_by_k.items()),

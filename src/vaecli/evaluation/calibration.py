@@ -32,6 +32,8 @@ class Calibration:
     run: str
     checkpoint: str
     decoder: str
+    caveat: str | None
+    """Of the run's bound: what it was trained on are no draws of its likelihood, as the images here are."""
     n_images: int
     """Drawn from the model."""
     draws: int
@@ -110,8 +112,8 @@ def evaluate_calibration(
     noise = generator(seed, "samples", vae.device)
     ranks = posterior_ranks(vae, n, DRAWS, noise, rows=rows_at_once(vae.device), callback=callback or silent)
     found = Calibration(
-        run=run.name, checkpoint=f"{checkpoint} at step {step}", decoder=run.config.model.decoder, n_images=n,
-        draws=DRAWS, seed=seed, **uniformity(ranks, DRAWS),
+        run=run.name, checkpoint=f"{checkpoint} at step {step}", decoder=run.config.model.decoder,
+        caveat=run.config.caveat, n_images=n, draws=DRAWS, seed=seed, **uniformity(ranks, DRAWS),
     )  # fmt: skip
     write_results(path, asdict(found), {"ranks": torch.from_numpy(ranks)})
     return found, path
