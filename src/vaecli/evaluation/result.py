@@ -19,17 +19,30 @@ KNOWN_FROM = 10.0
 ESTIMATES = ("log_evidence", "bits_per_dim", "binarised_nll")
 """The metrics that are estimated by importance samples."""
 
-SHOWN = {
-    "elbo": ("ELBO", 2),
-    "log_likelihood": ("log-likelihood", 2),
-    "kl": ("rate", 2),
-    "log_evidence": ("log evidence", 2),
-    "bits_per_dim": ("bits/dim", 3),
-    "binarised_nll": ("binarised NLL", 2),
-    "mean_squared_error": ("MSE", 4),
-    "active_units": ("active units", 0),
+TITLES = {
+    "elbo": "ELBO",
+    "log_likelihood": "log-likelihood",
+    "kl": "rate",
+    "log_evidence": "log evidence",
+    "log_evidence_effective_sample_size": "ESS",
+    "bits_per_dim": "bits/dim",
+    "binarised_nll": "binarised NLL",
+    "mean_squared_error": "MSE",
+    "active_units": "active units",
+    "seconds_per_epoch": "s/epoch",
 }
-"""What a notebook shows of an evaluation: the title of each metric, and its digits."""
+"""What the metrics of a run are called in notebooks and reports."""
+SHOWN = {
+    "elbo": 2,
+    "log_likelihood": 2,
+    "kl": 2,
+    "log_evidence": 2,
+    "bits_per_dim": 3,
+    "binarised_nll": 2,
+    "mean_squared_error": 4,
+    "active_units": 0,
+}
+"""The metrics that a notebook shows of an evaluation, and the digits of each."""
 SHOWN_OF_MANY = ("elbo", "log_evidence", "bits_per_dim", "binarised_nll", "mean_squared_error", "kl")
 
 
@@ -101,10 +114,10 @@ class Evaluation(Origin, Shown):
     def summary(self) -> Summary:
         """Return what a notebook shows of it: the metrics with their standard errors over images."""
         rows = []
-        for metric, (title, digits) in SHOWN.items():
+        for metric, digits in SHOWN.items():
             error = getattr(self, f"{metric}_se", None)
             spread = "" if error is None else f" ± {error:.{digits}f}"
-            rows.append((title, f"{self.cell(metric)}{spread}"))
+            rows.append((TITLES[metric], f"{self.cell(metric)}{spread}"))
         about = f"{self.run}, {self.checkpoint}: {self.n_images:,} {self.split} images, pixels {self.observed}"
         notes = ["In nats per image, ± the standard error over images."]
         return Summary(about, rows, notes=[*notes, f"The bound is {self.caveat}."] if self.caveat else notes)
@@ -113,7 +126,7 @@ class Evaluation(Origin, Shown):
         """Format a metric for a table: what is only a bound as such, and what there is not as a dash."""
         value = getattr(self, metric)
         bound = "" if self.is_known(metric) else " (bound)"
-        return "–" if value is None else f"{value:.{SHOWN[metric][1]}f}{bound}"
+        return "–" if value is None else f"{value:.{SHOWN[metric]}f}{bound}"
 
     def is_known(self, metric: str) -> bool:
         """Return whether a metric is known: one estimated by too few effective samples is only a bound."""
@@ -227,6 +240,6 @@ def summarise(
         [*settings, *("–" if found is None else found.cell(metric) for metric in SHOWN_OF_MANY), error or ""]
         for settings, found, error in results
     ]
-    columns = [*(key.rpartition(".")[2] for key in keys), *(SHOWN[metric][0] for metric in SHOWN_OF_MANY), ""]
+    columns = [*(key.rpartition(".")[2] for key in keys), *(TITLES[metric] for metric in SHOWN_OF_MANY), ""]
     notes = ["ELBO, log evidence and bits per dimension are compared between runs of one support only."]
     return Summary(f"{title}: {len(rows)} runs", rows, columns, notes)

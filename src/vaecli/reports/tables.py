@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vaecli.config.schema import get_setting
-from vaecli.evaluation.result import ESTIMATES, KNOWN_FROM
+from vaecli.evaluation.result import ESTIMATES, KNOWN_FROM, TITLES
 from vaecli.reports.statistics import LEVEL, holm, interval, paired, welch
 from vaecli.sweeps.sweep import JobResult, SweepResult, metrics
 
@@ -22,32 +22,30 @@ class Column:
     """Describe a metric as the report shows it."""
 
     key: str
-    title: str
     meaning: str
     better: str | None
     """"higher" or "lower", if either is good."""
     digits: int
 
+    @property
+    def title(self) -> str:
+        """Return what the metric is called."""
+        return TITLES[self.key]
+
 
 WITHIN = (
-    Column("elbo", "ELBO", "lower bound on log p(x), nats per test image", "higher", 2),
-    Column("log_evidence", "log evidence", "log p(x), nats per test image", "higher", 2),
-    Column("log_evidence_effective_sample_size", "ESS", "median effective sample size of that estimate", None, 1),
+    Column("elbo", "lower bound on log p(x), nats per test image", "higher", 2),
+    Column("log_evidence", "log p(x), nats per test image", "higher", 2),
+    Column("log_evidence_effective_sample_size", "median effective sample size of that estimate", None, 1),
 )
 """Metrics that may be compared within a support only."""
 ACROSS = (
-    Column("bits_per_dim", "bits/dim", "bits per pixel for the 256 grey levels, densities integrated", "lower", 3),
-    Column("binarised_nll", "binarised NLL", "-log p(b) of the same binary test images, nats", "lower", 2),
-    Column("mean_squared_error", "MSE", "of reconstructions, in units of the 0..1 pixel", "lower", 4),
-    Column("kl", "rate", "KL(q(z|x) ‖ p(z)), nats: what the latent carries", None, 2),
-    Column("active_units", "active units", "latent dimensions whose posterior mean varies", None, 1),
-    Column(
-        "seconds_per_epoch",
-        "s/epoch",
-        "training time of the median epoch; other work on the machine counts in",
-        "lower",
-        2,
-    ),
+    Column("bits_per_dim", "bits per pixel for the 256 grey levels, densities integrated", "lower", 3),
+    Column("binarised_nll", "-log p(b) of the same binary test images, nats", "lower", 2),
+    Column("mean_squared_error", "of reconstructions, in units of the 0..1 pixel", "lower", 4),
+    Column("kl", "KL(q(z|x) ‖ p(z)), nats: what the latent carries", None, 2),
+    Column("active_units", "latent dimensions whose posterior mean varies", None, 1),
+    Column("seconds_per_epoch", "training time of the median epoch; other work on the machine counts in", "lower", 2),
 )
 """Metrics that mean the same for every decoder."""
 TESTED = ("log_evidence", "bits_per_dim", "binarised_nll", "mean_squared_error")
