@@ -50,6 +50,7 @@ def comparable(result) -> Evaluation:
     return replace(result.evaluation, run="")
 
 
+@pytest.mark.slow
 def test_a_node_that_dies_midway_changes_nothing_but_the_time(cluster, work, small, tmp_path, monkeypatch):
     configs = [small(seed=seed, training={"epochs": 500}) for seed in range(4)]
     killed_at, lost, get = [], [], ray.get
@@ -87,6 +88,7 @@ def test_a_node_that_dies_midway_changes_nothing_but_the_time(cluster, work, sma
     assert {run.path: run.last.stat().st_mtime_ns for run in list_runs(work.runs_dir)} == before
 
 
+@pytest.mark.slow
 def test_the_driver_may_be_killed_and_started_again(cluster, small, two_seeds, tmp_path):
     two_seeds(small(training={"epochs": 150}, name=None))
     command = [sys.executable, "-m", "vaecli", "sweep", "s.yaml", "--engine", "ray", "--address", cluster.address]
