@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from identical import traces
 from vaecli.config.jobs import EvaluationSpec, Resources
+from vaecli.errors import VaecliError
 from vaecli.runs.run import list_runs
 from vaecli.sweeps.execution import run_configs
 from vaecli.sweeps.jobs import run_jobs
@@ -24,6 +26,7 @@ pytestmark = pytest.mark.filterwarnings("default")  # Ray's own are not ours to 
 QUICK = EvaluationSpec(k=3, binarised=False)
 OFTEN = Resources(sync_interval=0.3)
 PATIENCE = 3.0
+on_linux = pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="the end of a process is seen on Linux only")
 
 
 def run_impatiently(configs, options, stop=never):
@@ -151,12 +154,46 @@ def test_time_in_which_the_driver_itself_was_stopped_does_not_count(monkeypatch)
 
 
 IMPATIENT = """
-import sys
 from vaecli.cli import main
 from vaecli.sweeps import ray_cluster, ray_driver
 ray_cluster.SECONDS_GONE = ray_cluster.SECONDS_TO_LEAVE = ray_driver.LEAST_PATIENCE = 3
 main()
 """
+SWEEP = [sys.executable, "-c", IMPATIENT, "sweep", "s.yaml", "--engine", "ray", "--quiet"]
+
+
+def end_ray(driver: int, runs_dir: Path, victims: str = "", number: int = signal.SIGKILL) -> list[int]:
+    """Send a signal to the processes of Ray that a driver has started, or to some, once a slice has come back."""
+    while not any(run.last.is_file() for run in list_runs(runs_dir)) and is_running(driver):
+        time.sleep(0.05)
+    of_ray = [pid for pid in descendants(driver) if ray_cluster.WITNESS not in Path(f"/proc/{pid}/cmdline").read_text()]
+    for pid in of_ray:
+        if victims in Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]:
+            os.kill(pid, number)
+    return of_ray
+
+
+def kill_the_rest(of_ray: list[int]) -> None:
+    for pid in of_ray:
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def check_message(errors: str, said: str) -> None:
+    """Check that what was printed has one message, which begins with what is said, and has the remedy."""
+    (message,) = [line for line in errors.splitlines() if line.startswith("vae: ")] or [errors]
+    assert message.startswith(f"vae: {said}")
+    assert message.endswith(
+        "; start Ray again, and the same command resumes every run from the last files it sent back"
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,21 +209,53 @@ main()
 )
 def test_ray_that_ends_under_a_sweep_is_one_message(small, two_seeds, tmp_path, victims, number, said):
     two_seeds(small(training={"epochs": 500}, name=None))
-    command = [sys.executable, "-c", IMPATIENT, "sweep", "s.yaml", "--engine", "ray", "--quiet"]
-    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as driver:
-        while not any(run.last.is_file() for run in list_runs(tmp_path / "runs")) and driver.poll() is None:
-            time.sleep(0.05)
-        of_ray = descendants(driver.pid)
-        for pid in of_ray:
-            if victims in Path(f"/proc/{pid}/cmdline").read_text().partition("\0")[0]:
-                os.kill(pid, number)
+    with subprocess.Popen(SWEEP, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as driver:
+        of_ray = end_ray(driver.pid, tmp_path / "runs", victims, number)
         _, errors = driver.communicate(timeout=60)
-    for pid in of_ray:
-        if Path(f"/proc/{pid}").exists():
-            os.kill(pid, signal.SIGKILL)
+    kill_the_rest(of_ray)
     assert driver.returncode == 1, errors
-    (message,) = [line for line in errors.splitlines() if line.startswith("vae: ")]
-    assert message.startswith(f"vae: {said}")
-    assert message.endswith(
-        "; start Ray again, and the same command resumes every run from the last files it sent back"
-    )
+    check_message(errors, said)
+
+
+@pytest.mark.slow
+def test_ray_that_ends_under_an_orphan_is_one_message(small, two_seeds, tmp_path):
+    """Its parent is process 1, or whoever adopts those that outlive their shell."""
+    two_seeds(small(training={"epochs": 500}, name=None))
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(["sh", "-c", '"$@" & echo $!', "sh", *SWEEP], cwd=tmp_path, text=True, **pipes) as shell:
+        of_ray = end_ray(int(shell.stdout.readline()), tmp_path / "runs")
+        _, errors = shell.communicate(timeout=60)
+    kill_the_rest(of_ray)
+    check_message(errors, "Ray has ended on this machine (its head is ")
+
+
+@on_linux
+@pytest.mark.parametrize(
+    ("has_ended", "word", "said"), [(True, b"", b"Ray has ended"), (True, b"x", b""), (False, b"", b"")]
+)
+def test_a_witness_says_what_a_process_that_was_ended_with_ray_could_not(has_ended, word, said):
+    """It sees the raylet, played by another process, and the end of the process that began it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as raylet:
+        fd = os.pidfd_open(raylet.pid)
+        command = [sys.executable, "-c", ray_cluster.WITNESS, str(fd), "Ray has ended"]
+        pipes = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE}
+        with subprocess.Popen(command, pass_fds=[fd], **pipes) as witness:
+            if has_ended:
+                raylet.kill()
+                raylet.wait()
+            assert witness.communicate(word, timeout=60)[1] == said
+        os.close(fd)
+        raylet.kill()
+
+
+@on_linux
+@pytest.mark.parametrize("error", [OSError("Broken pipe"), ray.exceptions.RaySystemError("IOError"), ValueError()])
+def test_an_error_that_comes_before_ray_has_ended_is_the_end_of_ray(cluster, monkeypatch, error):
+    """Connections break while a process ends, and it is gone a moment later: the raylet, played by another process."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as raylet:
+        monkeypatch.setattr(ray_cluster, "_watch_owner", lambda _: os.pidfd_open(raylet.pid))
+        found = ray_cluster.Cluster(OFTEN, None, PATIENCE)
+        with pytest.raises(VaecliError, match="Ray has ended on this machine"), found:  # noqa: PT012 (it kills, and goes on)
+            found.check()
+            Timer(0.3, raylet.kill).start()
+            raise error

@@ -7,15 +7,15 @@ import select
 import signal
 import socket
 import struct
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, Literal
 
 import ray
-from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from vaecli.config.jobs import Resources
@@ -27,6 +27,8 @@ SECONDS_TO_LEAVE = 15.0
 """How long the end of a connection may take; of one to a cluster that does not answer it could be for ever."""
 SECONDS_PER_COUNT = 5.0
 """The time between counts of the cluster's nodes, which come and go."""
+SECONDS_TO_END = 2.0
+"""How long after an error of a connection the process at its other end may take to be gone."""
 MOST_BETWEEN_LOOKS = 2.0
 """Seconds that count between two looks at a clock."""
 SECONDS_GONE = 20.0
@@ -34,6 +36,18 @@ SECONDS_GONE = 20.0
 Placement = Literal["DEFAULT"] | NodeAffinitySchedulingStrategy
 """Where a slice goes: wherever Ray thinks best, or to one node."""
 REMEDY = "start Ray again, and the same command resumes every run from the last files it sent back"
+WITNESS = """
+import os, select, sys
+raylet, message = int(sys.argv[1]), sys.argv[2]
+select.select([0, raylet], [], [])
+if select.select([0], [], [], 60)[0] and not os.read(0, 1) and select.select([raylet], [], [], 0.1)[0]:
+    os.write(2, message.encode())
+"""
+"""The program of a process that says in place of this one that Ray has ended: Ray's library ends a process that is just
+using what is gone, at once and without a word. It is silent if told to be, or where this process ended before Ray."""
+AT_END = ExitStack()
+"""What is done before this process ends, if Ray lets it."""
+atexit.register(AT_END.close)
 
 
 @contextmanager
@@ -73,6 +87,7 @@ def _disconnect() -> None:
 
 def _end_at_once() -> None:
     """End this process without Ray's own end, which would wait for the cluster, or crash."""
+    AT_END.close()
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -142,11 +157,20 @@ class Cluster:
             raise UsageError(f"resources: no node of the cluster has {resources.threads or 1} of a CPU{gpus} for a run")
         sockets = [node["RayletSocketName"] for node in ray.nodes() if node["NodeID"] == self._own_node]
         self._raylet = _watch_owner(*sockets)
+        self._ended = f"Ray has ended on this machine (its head is {self._address}); {REMEDY}"
+        self._witness = ExitStack()
         self._left, self._asked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._ask, daemon=True)
 
     def __enter__(self) -> "Cluster":
         self._thread.start()
+        if self._raylet is not None:
+            witness = subprocess.Popen(  # noqa: S603 (the program is above)
+                [sys.executable, "-ISc", WITNESS, str(self._raylet), f"vae: {self._ended}\n"],
+                stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[self._raylet], start_new_session=True,
+            )  # fmt: skip
+            self._witness.callback(witness.communicate, b"\n")
+            AT_END.callback(self._witness.close)
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, where: object) -> None:
@@ -154,9 +178,12 @@ class Cluster:
         self._asked.set()
         self._thread.join(SECONDS_TO_ANSWER)
         try:
-            if isinstance(error, (OSError, RayError)):
+            if isinstance(error, Exception) and not isinstance(error, VaecliError):
+                self._has_raylet_ended(SECONDS_TO_END)
                 self.check()  # Ray's own errors do not say that it has ended
         finally:
+            if not self._has_raylet_ended():
+                self._witness.close()
             if self._raylet is not None:
                 os.close(self._raylet)
 
@@ -186,8 +213,8 @@ class Cluster:
 
     def check(self) -> None:
         """Raise VaecliError where the cluster has ended, or this machine's part of it, without which nothing comes."""
-        if not self._has_own_node or (self._raylet is not None and select.select([self._raylet], [], [], 0)[0]):
-            raise VaecliError(f"Ray has ended on this machine (its head is {self._address}); {REMEDY}")
+        if not self._has_own_node or self._has_raylet_ended():
+            raise VaecliError(self._ended)
         now = self._clock.look()
         if self._heard != self._n_answers:
             self._heard, self._heard_at = self._n_answers, now
@@ -196,6 +223,9 @@ class Cluster:
             raise VaecliError(f"the Ray cluster has ended: nobody listens at {self._address}; {REMEDY}")
         if silent > self._patience:
             raise VaecliError(f"the head of the Ray cluster, {self._address}, is silent for {silent:.0f} s; {REMEDY}")
+
+    def _has_raylet_ended(self, within: float = 0.0) -> bool:
+        return self._raylet is not None and bool(select.select([self._raylet], [], [], within)[0])
 
     def _ask(self) -> None:
         while not self._left.is_set():
