@@ -206,9 +206,9 @@ def importance(work: Work) -> Epochs:
     """Weigh L samples for each of N images, as `vae evaluate --proposal encoder --k L` does."""
     import torch
 
-    from vaecli.config.schema import ModelConfig
-    from vaecli.data.dataset import binarize_dynamically
+    from vaecli.config.sections import ModelConfig
     from vaecli.data.image_grid import ImageShape
+    from vaecli.data.preprocess import binarize_dynamically
     from vaecli.devices import choose_library, flush_subnormals
     from vaecli.model.estimators import LogJoint, importance_weighted
     from vaecli.model.proposals import encoder_proposal

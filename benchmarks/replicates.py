@@ -16,7 +16,8 @@ from vaecli.config.schema import Config
 from vaecli.data.dataset import Dataset
 from vaecli.devices import flush_subnormals
 from vaecli.training.accelerate import choose_step
-from vaecli.training.state import Minibatch, TrainingState, new_state
+from vaecli.training.opening import new_state
+from vaecli.training.state import Minibatch, TrainingState
 
 REPLICATES, STEPS = 16, 50
 

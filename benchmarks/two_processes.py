@@ -15,7 +15,8 @@ from vaecli.config.loading import parse_config
 from vaecli.data.dataset import Dataset
 from vaecli.devices import flush_subnormals
 from vaecli.model.objectives import build_objective, loss
-from vaecli.training.state import TrainingState, new_state
+from vaecli.training.opening import new_state
+from vaecli.training.state import TrainingState
 
 STEPS, ROUNDS = 40, 5
 

@@ -9,8 +9,9 @@ import sys
 import torch
 from matplotlib.figure import Figure
 
-from vaecli.config.schema import ObjectiveConfig
-from vaecli.data.dataset import Batch, Dataset, build_preprocess
+from vaecli.config.sections import ObjectiveConfig
+from vaecli.data.dataset import Dataset
+from vaecli.data.preprocess import Batch, build_preprocess
 from vaecli.model.objectives import build_objective, draw_noise, loss
 from vaecli.model.vae import VAE
 from vaecli.randomness import generator

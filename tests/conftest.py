@@ -12,7 +12,7 @@ from torch.distributions import MultivariateNormal
 
 from vaecli.config.loading import parse_config
 from vaecli.config.schema import Config
-from vaecli.data.dataset import Batch
+from vaecli.data.preprocess import Batch
 from vaecli.model.conditionals import Conditional
 from vaecli.model.distributions import DiagonalNormal
 from vaecli.model.priors import StandardNormal

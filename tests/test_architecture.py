@@ -13,7 +13,7 @@ ROOT = Path(vaecli.__file__).parent
 GRAPH = ImportGraph(ROOT)
 PACKAGES = ("config", "data", "model", "runs", "training", "evaluation", "sweeps", "reports", "papers", "cli")
 """From the lowest to the highest: a package imports from itself and from those before it."""
-MAX_LAYERS, MAX_MODULES, MAX_LINES = 12, 91, 300
+MAX_LAYERS, MAX_MODULES, MAX_LINES = 12, 95, 300
 """What a reader can hold in mind; before there were packages it was 18 layers of 59 modules of up to 428 lines."""
 ALLOWED = {"devices": {"config.schema"}}
 """A config names its device by a pattern, which is written once."""

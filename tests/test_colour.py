@@ -11,7 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from vaecli import cli
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import DataConfig
+from vaecli.config.sections import DataConfig
 from vaecli.data.dataset import Dataset
 from vaecli.data.image_grid import ImageShape
 from vaecli.errors import DataError

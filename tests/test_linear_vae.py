@@ -13,7 +13,8 @@ import torch
 
 from vaecli.config.jobs import GapsSpec
 from vaecli.config.loading import parse_config
-from vaecli.data.dataset import Dataset, build_preprocess
+from vaecli.data.dataset import Dataset
+from vaecli.data.preprocess import build_preprocess
 from vaecli.evaluation.evaluate import evaluate
 from vaecli.evaluation.gaps import evaluate_gaps
 from vaecli.randomness import generator

@@ -2,7 +2,8 @@ import pytest
 from pydantic import ValidationError
 
 from vaecli.config.loading import load_config, parse_config
-from vaecli.config.schema import Config, ModelConfig
+from vaecli.config.schema import Config
+from vaecli.config.sections import ModelConfig
 from vaecli.config.unused import unused_settings
 from vaecli.errors import ConfigError
 
@@ -10,7 +11,8 @@ from vaecli.errors import ConfigError
 def test_defaults_are_those_of_the_documentation():
     config = Config()
     assert config.data.model_dump() == {
-        "name": "mnist", "binarize": "dynamic", "dequantize": True, "train": None, "validation": None, "test": None,
+        "name": "mnist", "kind": "images", "binarize": "dynamic", "dequantize": True,
+        "train": None, "validation": None, "test": None,
     }  # fmt: skip
     assert (config.model.latent_dim, config.model.hidden_dim, config.objective.L) == (20, (500,), 1)
     assert (config.optimizer.learning_rate, config.optimizer.schedule) == (0.002, "cosine")
@@ -56,7 +58,7 @@ def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
 )
 def test_settings_that_do_not_apply_are_known(decoder, unused):
     found = set(unused_settings(parse_config({"model": {"decoder": decoder}})))
-    assert found == unused | {"model.prior_components"}
+    assert found == unused | {"model.prior_components", "model.classes"}
 
 
 def test_a_given_scale_is_well_posed_and_leaves_the_floor_without_effect():

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import DataConfig
+from vaecli.config.sections import DataConfig
 from vaecli.data.dataset import Dataset
 from vaecli.data.summaries import mean_image
 from vaecli.errors import DataError

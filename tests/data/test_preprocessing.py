@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import DataConfig
-from vaecli.data.dataset import build_preprocess
+from vaecli.config.sections import DataConfig
+from vaecli.data.preprocess import build_preprocess
 from vaecli.randomness import generator
 
 LEVELS = torch.tensor([[0, 1, 100, 127, 128, 254, 255]], dtype=torch.uint8)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import DataConfig
+from vaecli.config.sections import DataConfig
 from vaecli.data import sources, summaries
 from vaecli.data.dataset import Dataset
 from vaecli.data.sources import load_array, load_mnist, load_torchvision

@@ -97,5 +97,5 @@ def test_too_few_images_for_a_test_are_refused(small, tmp_path):
 
 def test_draws_of_a_model_do_not_depend_on_how_they_are_asked_for(oracle):
     vae, _, _ = oracle
-    _, x = vae.simulate(5, generator(0, "samples"))
-    assert torch.equal(x, vae.sample(5, generator(0, "samples"), draw=True))
+    _, batch = vae.simulate(5, generator(0, "samples"))
+    assert torch.equal(batch.target, vae.sample(5, generator(0, "samples"), draw=True))

@@ -8,9 +8,10 @@ import torch
 
 from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.likelihoods import LIKELIHOODS, Support
-from vaecli.config.schema import DataConfig, ModelConfig
-from vaecli.data.dataset import Batch, Dataset, binarize_dynamically, build_preprocess
+from vaecli.config.sections import DataConfig, ModelConfig
+from vaecli.data.dataset import Dataset
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch, binarize_dynamically, build_preprocess
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation import evaluate as evaluation
 from vaecli.evaluation.binarised import MARGIN, BinarisedDecoder, binarised_model, grey_level
@@ -93,6 +94,7 @@ def test_the_binarised_model_of_a_bernoulli_gives_its_own_evidence_again(bernoul
     """The decoder's mean and a proposal fitted to it give the same -log p(b) as the model itself."""
     own = evaluate(bernoulli, k=1000)
     monkeypatch.setattr(evaluation, "is_binarised_model", lambda config: False)
+    monkeypatch.setattr(evaluation, "has_binarised_model", lambda config: True)
     again = evaluate(bernoulli, k=1000)
     assert again.binarised_nll == pytest.approx(own.binarised_nll, abs=4 * own.binarised_nll_mc_se)
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from conftest import SIGMA
-from vaecli.config.schema import ModelConfig, ObjectiveConfig
-from vaecli.data.dataset import Batch, scale
+from vaecli.config.sections import ModelConfig, ObjectiveConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch, scale
 from vaecli.model.algorithms import Aevb, MonteCarloEm, WakeSleep, evaluate_log_joint
 from vaecli.model.hamiltonian import Point, euclidean, transition
 from vaecli.model.objectives import Streams, draw_noise

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import DataConfig, ModelConfig
-from vaecli.data.dataset import Batch, build_preprocess
+from vaecli.config.sections import DataConfig, ModelConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch, build_preprocess
 from vaecli.model.bound import evaluate_bound
 from vaecli.model.objectives import elbo
 from vaecli.model.vae import build_vae

@@ -10,10 +10,10 @@ from torch import nn
 from torch.distributions import Bernoulli, Distribution, Independent, Normal, kl_divergence
 
 from vaecli.config.likelihoods import LIKELIHOODS, Support
-from vaecli.config.schema import ModelConfig
+from vaecli.config.sections import ModelConfig
 from vaecli.data.image_grid import ImageShape
 from vaecli.model import conditionals as distributions
-from vaecli.model.conditionals import LINEAR, NO_FLOOR, Conditional, Floor, Gaussian
+from vaecli.model.conditionals import Conditional, Gaussian
 from vaecli.model.distributions import (
     ContinuousBernoulliProduct,
     Density,
@@ -21,6 +21,7 @@ from vaecli.model.distributions import (
     DiscretizedLogisticProduct,
     IndependentBernoulli,
 )
+from vaecli.model.links import LINEAR, NO_FLOOR, Floor
 from vaecli.model.vae import build_vae
 from vaecli.randomness import generator
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from vaecli.data.dataset import Batch
+from vaecli.data.preprocess import Batch
 from vaecli.evaluation.evidence import monte_carlo_error, standard_error
 from vaecli.model.estimators import expected_terms, importance_weighted, sample_counts
 from vaecli.model.joint import LogJoint

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.func import grad, vmap
 
-from vaecli.config.schema import ModelConfig, ObjectiveConfig
-from vaecli.data.dataset import Batch
+from vaecli.config.sections import ModelConfig, ObjectiveConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch
 from vaecli.model.algorithms import Aevb
 from vaecli.model.objectives import build_objective, draw_noise
 from vaecli.model.vae import build_vae

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vaecli.config.schema import ModelConfig
+from vaecli.config.sections import ModelConfig
 from vaecli.data.image_grid import ImageShape
 from vaecli.errors import UsageError
 from vaecli.model.networks import NETWORKS, initialise, perceptron

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from vaecli.config.likelihoods import LIKELIHOODS
-from vaecli.config.schema import ModelConfig, ObjectiveConfig
-from vaecli.data.dataset import Batch
+from vaecli.config.sections import ModelConfig, ObjectiveConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch
 from vaecli.model.objectives import build_objective, draw, draw_noise, elbo, log_evidence, log_mean_exp, log_weights
 from vaecli.model.vae import build_vae
 from vaecli.randomness import generator

@@ -7,9 +7,9 @@ import torch
 from torch.autograd.functional import jacobian
 from torch.distributions import MultivariateNormal, Normal
 
-from vaecli.config.schema import ModelConfig
-from vaecli.data.dataset import Batch
+from vaecli.config.sections import ModelConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch
 from vaecli.model.bound import best_diagonal, elbo_of
 from vaecli.model.conditionals import Described
 from vaecli.model.distributions import DiagonalNormal

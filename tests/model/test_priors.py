@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from vaecli.config.schema import ModelConfig
+from vaecli.config.sections import ModelConfig
 from vaecli.data.image_grid import ImageShape
 from vaecli.errors import UsageError
 from vaecli.model.priors import GaussianMixture, Prior, VampPrior

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from vaecli.config.likelihoods import LIKELIHOODS, Support
-from vaecli.config.schema import ModelConfig
-from vaecli.data.dataset import Batch
+from vaecli.config.sections import ModelConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch
 from vaecli.evaluation.binarised import BinarisedDecoder
 from vaecli.model.annealing import Path, from_above, from_below, start_at_fitted, start_at_prior, target_of
 from vaecli.model.estimators import importance_weighted

@@ -7,9 +7,9 @@ import torch
 from torch.distributions import Normal
 
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import DataConfig, ModelConfig
-from vaecli.data.dataset import build_preprocess
+from vaecli.config.sections import DataConfig, ModelConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import build_preprocess
 from vaecli.model.bound import evaluate_bound
 from vaecli.model.estimators import expected_terms, importance_weighted
 from vaecli.model.joint import LogJoint

@@ -14,12 +14,14 @@ from torch.distributions import Normal
 from vaecli import cli
 from vaecli.config.likelihoods import LIKELIHOODS
 from vaecli.config.loading import parse_config
-from vaecli.data.dataset import Batch, Dataset, build_preprocess
+from vaecli.data.dataset import Dataset
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch, build_preprocess
 from vaecli.errors import UsageError
-from vaecli.model.conditionals import SIGMOID, Conditional
+from vaecli.model.conditionals import Conditional
 from vaecli.model.distributions import DiagonalNormal
 from vaecli.model.estimators import expected_terms
+from vaecli.model.links import SIGMOID
 from vaecli.model.objectives import draw_noise
 from vaecli.model.vae import VAE
 from vaecli.randomness import generator

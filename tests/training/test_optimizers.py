@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vaecli.config.schema import OptimizerConfig
+from vaecli.config.sections import OptimizerConfig
 from vaecli.training.optimizers import Adagrad, Adam, build_optimizer
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA"))]

@@ -3,6 +3,7 @@
 import os
 import shutil
 from contextlib import contextmanager
+from dataclasses import replace
 from unittest.mock import MagicMock
 
 import pytest
@@ -10,7 +11,8 @@ import torch
 
 from identical import traces
 from vaecli.config.likelihoods import LIKELIHOODS
-from vaecli.data.dataset import Batch, Dataset
+from vaecli.data.dataset import Dataset
+from vaecli.data.preprocess import Batch
 from vaecli.errors import InterruptedRunError, LimitReachedError, ReproducibilityWarning, UsageError
 from vaecli.runs.run import list_runs
 from vaecli.training import accelerate
@@ -170,7 +172,10 @@ def first_states(config, seeds=SEEDS) -> list[TrainingState]:
 
 
 def in_float64(preprocess):
-    return lambda pixels, generator: Batch(*(part.double() for part in preprocess(pixels, generator)))
+    def to_x(pixels, generator):
+        return Batch(*(part.double() for part in preprocess.to_x(pixels, generator)))
+
+    return replace(preprocess, to_x=to_x)
 
 
 def train_states(states, step, n_epochs) -> None:

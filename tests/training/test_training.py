@@ -13,9 +13,10 @@ import vaecli.model.algorithms
 import vaecli.runs.checkpoint
 import vaecli.training.opening
 from vaecli.config.loading import override
-from vaecli.config.schema import ObjectiveConfig, OptimizerConfig
-from vaecli.data.dataset import Batch, Dataset, build_preprocess
+from vaecli.config.sections import ObjectiveConfig, OptimizerConfig
+from vaecli.data.dataset import Dataset
 from vaecli.data.image_grid import MAX_SIDE
+from vaecli.data.preprocess import Batch, Preprocess, build_preprocess
 from vaecli.errors import (
     DataError,
     DivergedError,
@@ -249,13 +250,13 @@ def test_a_diverged_run_names_step_and_term_and_keeps_its_last_good_checkpoint(s
 
 
 def test_a_diverged_run_names_the_image_that_did_it(small, tmp_path, monkeypatch):
-    def spoilt(support, config):
-        def preprocess(pixels, generator):
+    def spoilt(support, config, n_classes):
+        def to_x(pixels, generator):
             x = build_preprocess(support, config)(pixels, generator)
             bad = (pixels == marked).all(1, keepdim=True)
             return Batch(x.input, x.target.masked_fill(bad, torch.nan))
 
-        return preprocess
+        return Preprocess(to_x)
 
     config = small()
     marked = _train_images(config).pixels[17]

@@ -222,8 +222,7 @@ def calibration_table(found: "Calibration", picture: object) -> str:
 
 def _about(found: "AnnealedEvaluation | Evaluation | Gaps") -> str:
     """Say of which images a result is, and the caveat of its bound."""
-    images = f"{found.n_images} {found.split} images, pixels {found.observed}"
-    return f"{found.decoder}, {found.checkpoint}: {images}{_caveat(found)}"
+    return f"{found.decoder}, {found.checkpoint}: {found.images}{_caveat(found)}"
 
 
 def _caveat(found: "AnnealedEvaluation | Calibration | Evaluation | Gaps") -> str:

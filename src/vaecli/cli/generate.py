@@ -18,12 +18,20 @@ Labelled = Annotated[
     typer.Option("--labels/--no-labels", help="Say in the picture what is what; the default on a terminal."),
 ]
 
+Label = Annotated[
+    int | None, typer.Option("--label", min=0, help="The class to draw, of a model that is told labels; default: all.")
+]
+Picture = Annotated[
+    Path | None, typer.Option("--out", help="A .png, or a .npy of the images, or vectors, as for vae sample.")
+]
+
 
 @app.command(
     epilog=examples(
         "vae sample --ckpt 20261122-1431",
         "vae sample --ckpt runs/bernoulli/20261122-143125-bernoulli-s0 --n 64 --seed 1 --out new.png",
         "vae sample --ckpt 20261122-1431 --n 10000 --draw --out draws.npy",
+        "vae sample --ckpt 20261122-1431 --label 3",
     )
 )
 def sample(
@@ -32,21 +40,25 @@ def sample(
     out: Annotated[
         Path | None,
         typer.Option(
-            "--out", help="A .png, or a .npy of float32 (n, H, W), in colour (n, H, W, C), in units of the 0..1 pixel."
+            "--out",
+            help="A .png, or a .npy of float32 (n, H, W), in colour (n, H, W, C), in units of the 0..1 pixel; of "
+            "vectors a .npy of (n, D) in their own units.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the random numbers.")] = 0,
     draw: Annotated[bool, typer.Option("--draw", help="Draw pixels from p(x|z) instead of showing its mean.")] = False,
+    label: Label = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Draw new images: z from the prior, then p(x|z). Prints the file's path."""
     check_suffix(out, ".png", ".npy")
     run = find(ckpt, runs_dir)
-    path = out or _default(run, f"sample-{'draws-' if draw else ''}seed{seed}.png")
+    of_label = "" if label is None else f"label{label}-"
+    path = _path(out, run, f"sample-{'draws-' if draw else ''}{of_label}seed{seed}", ".npy")
     from vaecli.data.image_grid import grid
     from vaecli.evaluation.generation import sample as sample_run
 
-    images = sample_run(run, n, seed=seed, draw=draw)
+    images = sample_run(run, n, seed=seed, draw=draw, label=label)
     _save(path, images if path.suffix == ".npy" else grid(images))
 
 
@@ -57,18 +69,24 @@ def reconstruct(
     ckpt: Ckpt,
     n: Annotated[int, typer.Option("--n", min=1, max=10_000, help="How many images.")] = 20,
     split: SplitName = "test",
-    out: Annotated[Path | None, typer.Option("--out", help="A .png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="A .png, or an .npz of `originals` and `reconstructions`.")
+    ] = None,
     data_dir: DataDir = None,
     labels: Labelled = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show images above their reconstructions, the mean of p(x|z) at the posterior mean. Prints the file's path."""
-    check_suffix(out, ".png")
+    check_suffix(out, ".png", ".npz")
     run = find(ckpt, runs_dir)
+    path = _path(out, run, f"reconstruct-{split}", ".npz")
     from vaecli.data.image_grid import Labels, paired_grid
     from vaecli.evaluation.generation import reconstruct as reconstruct_split
 
     pair = reconstruct_split(run, n, split=split, data_dir=data_dir)
+    if path.suffix == ".npz":
+        _save(path, pair._asdict())
+        return
     found = len(pair.originals)
     columns = min(10, found)
     rows: list[str] = []
@@ -76,11 +94,7 @@ def reconstruct(
         last = min(first + columns, found) - 1
         numbers = f"image {first}" if first == last else f"images {first} to {last}"
         rows += [f"{split} {numbers}", "reconstructed"]
-    _save(
-        out or _default(run, f"reconstruct-{split}.png"),
-        paired_grid(*pair, columns),
-        _chosen(labels, Labels(left=rows)),
-    )
+    _save(path, paired_grid(*pair, columns), _chosen(labels, Labels(left=rows)))
 
 
 @app.command(
@@ -106,21 +120,26 @@ def encode(
 def manifold(
     ckpt: Ckpt,
     n: Annotated[int, typer.Option("--n", min=2, max=200, help="Images along a side.")] = 20,
-    out: Annotated[Path | None, typer.Option("--out", help="A .png.")] = None,
+    out: Picture = None,
+    label: Label = None,
     labels: Labelled = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show a 2-dimensional latent space, cells of equal prior mass (paper, figure 4). Prints the file's path."""
-    check_suffix(out, ".png")
+    check_suffix(out, ".png", ".npy")
     run = find(ckpt, runs_dir)
+    path = _path(out, run, "manifold" if label is None else f"manifold-label{label}", ".npy")
     from vaecli.data.image_grid import Labels, grid
     from vaecli.evaluation.generation import latent_grid
     from vaecli.evaluation.generation import manifold as manifold_of
 
-    picture = grid(manifold_of(run, n), n)
+    images = manifold_of(run, n, label=label)
+    if path.suffix == ".npy":
+        _save(path, images)
+        return
     z = latent_grid(run, n).reshape(n, n, 2).tolist()
     columns, rows = [f"z1 = {point[0]:.2f}" for point in z[0]], [f"z2 = {row[0][1]:.2f}" for row in z]
-    _save(out or _default(run, "manifold.png"), picture, _chosen(labels, Labels(columns, rows)))
+    _save(path, grid(images, n), _chosen(labels, Labels(columns, rows)))
 
 
 @app.command(
@@ -135,21 +154,25 @@ def interpolate(
     second: Annotated[int, typer.Option("--to", min=0, help="The number of the second.")] = 1,
     n: Annotated[int, typer.Option("--n", min=2, max=1000, help="How many images.")] = 10,
     split: SplitName = "test",
-    out: Annotated[Path | None, typer.Option("--out", help="A .png.")] = None,
+    out: Picture = None,
     data_dir: DataDir = None,
     labels: Labelled = None,
     runs_dir: RunsDir = RUNS,
 ) -> None:
     """Show the way between two images, along a line through the latent space. Prints the file's path."""
-    check_suffix(out, ".png")
+    check_suffix(out, ".png", ".npy")
     run = find(ckpt, runs_dir)
+    path = _path(out, run, f"interpolate-{split}-{first}-{second}", ".npy")
     from vaecli.data.image_grid import Labels, grid
     from vaecli.evaluation.generation import interpolate as interpolate_between
 
     images = interpolate_between(run, first, second, n, split=split, data_dir=data_dir)
+    if path.suffix == ".npy":
+        _save(path, images)
+        return
     way = [f"{i / (n - 1):.0%}" for i in range(n)]
     _save(
-        out or _default(run, f"interpolate-{split}-{first}-{second}.png"),
+        path,
         grid(images, n),
         _chosen(labels, Labels(way, [f"from {split} image {first}"], [f"to {split} image {second}"])),
     )
@@ -170,6 +193,14 @@ def check_suffix(out: Path | None, *allowed: str) -> None:
         raise UsageError(f"--out {out}: must end in {' or '.join(allowed)}")
     if out is not None and not may_be_directory(out.parent):
         raise UsageError(f"--out {out}: there is no directory {out.parent}")
+
+
+def _path(out: Path | None, run: "Run", name: str, array: str) -> Path:
+    """Return where to write: a picture of this name, or of vectors an array. Raises UsageError where it cannot be."""
+    of_vectors = run.config.data.kind == "vectors"
+    if of_vectors and out is not None and out.suffix == ".png":
+        raise UsageError(f"--out {out}: {run.name} is of vectors, which are no pictures; it must end in {array}")
+    return out or _default(run, name + (array if of_vectors else ".png"))
 
 
 def _default(run: "Run", name: str) -> Path:

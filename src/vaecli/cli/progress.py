@@ -203,7 +203,7 @@ class _SweepSummary:
             self._n_failed += result.error is not None
             elbo = result.metric("elbo")
             if elbo is not None:
-                support = result.config.model.likelihood.support.value
+                support = result.config.support.value
                 best = self._best[support].metric("elbo") if support in self._best else None
                 if best is None or elbo > best:
                     self._best[support] = result

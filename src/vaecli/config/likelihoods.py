@@ -12,7 +12,10 @@ from pydantic import AfterValidator, Field
 
 
 class Support(StrEnum):
-    """Name what x is in p(x|z), for pixels k in 0..255. Numbers of different supports are never ranked together."""
+    """Name what x is in p(x|z), for pixels k in 0..255 or a real vector v.
+
+    Numbers of different supports are never ranked together.
+    """
 
     BINARY = "binary"
     """A mass on b in {0, 1}."""
@@ -20,6 +23,8 @@ class Support(StrEnum):
     """A density on y = (k + u)/256 with u ~ U[0, 1)."""
     LEVELS = "levels"
     """A mass on k itself, written as x = k/255."""
+    REAL = "real"
+    """A density on x = (v - m)/s, with the mean m and the deviation s of each number over the training vectors."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,11 @@ class Likelihood:
     settings: tuple[str, ...] = ()
     learns_scale: bool = False
     """Whether a scale is learned, unless `sigma` gives it: the density has no upper bound on pixels without noise."""
+
+    @property
+    def takes_vectors(self) -> bool:
+        """Return whether it can be a density on all real numbers."""
+        return "mean" in self.settings
 
 
 LIKELIHOODS: dict[str, Likelihood] = {

@@ -3,14 +3,14 @@
 import json
 import unicodedata
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from vaecli.config.data_sets import DataSet
-from vaecli.config.fields import Channels, Layers, Section, Size, Switch
-from vaecli.config.likelihoods import LIKELIHOODS, Decoder, Likelihood, Support
+from vaecli.config.fields import Section
+from vaecli.config.likelihoods import LIKELIHOODS, Support
+from vaecli.config.sections import DataConfig, ModelConfig, ObjectiveConfig, OptimizerConfig, TrainingConfig
 from vaecli.files import MAX_NAME, safe_name
 
 RESUMABLE = ("training.epochs", "training.patience", "device")
@@ -18,155 +18,11 @@ RESUMABLE = ("training.epochs", "training.patience", "device")
 DEVICE = r"^(auto|cpu|cuda(:\d{1,3})?|mps)$"
 
 
-CHANNELS = 32, 64
-"""Of convolutions, unless they are given."""
-
-
-class DataConfig(Section):
-    """Describe which images are used, and how their pixels k in 0..255 become x."""
-
-    name: DataSet = "mnist"
-    """A shipped or torchvision data set, or the path of an array: .npy, .npz (in grey or in colour), or IDX (-ubyte,
-    -ubyte.gz)."""
-    binarize: Literal["dynamic", "threshold", "static", "none"] = "dynamic"
-    """Binary likelihoods only: b ~ Bern(k/255) drawn anew each time, b = [k > 127], b drawn once, or k/255 itself."""
-    dequantize: bool = True
-    """Density likelihoods only: y = (k + u)/256 with u ~ U[0, 1) drawn anew each time, or k/255."""
-    train: int | None = Field(None, ge=1)
-    """How many of the first images of the training split are trained on; null: all that are not held out."""
-    validation: int | None = Field(None, ge=0)
-    """How many of the last images of the training split are held out; null: 10000 of MNIST's, a sixth of any other."""
-    test: int | None = Field(None, ge=0)
-    """Own arrays only: how many of the last images are for testing; null: a tenth."""
-
-
-class ModelConfig(Section):
-    """Describe the networks of q(z|x) and p(x|z)."""
-
-    decoder: Decoder = "bernoulli"
-    """p(x|z): which distribution the pixels have."""
-    latent_dim: Size = 20
-    """Dimensions of z."""
-    network: Literal["mlp", "conv"] = "mlp"
-    """mlp: a perceptron; conv: convolutions below one, each of which halves the sides of a picture."""
-    hidden_dim: Layers = (500,)
-    """Units of each hidden layer of the encoder; the decoder mirrors it. []: none, and both are linear."""
-    channels: Channels | None = None
-    """conv only: channels of each convolution of the encoder, mirrored by the decoder; null: 32 and 64."""
-    activation: Literal["relu", "tanh", "gated"] = "relu"
-    """gated: h = (Wx + b) ⊙ σ(Vx + c), twice the parameters (Dauphin et al. 2016, arXiv 1612.08083)."""
-    normalization: Literal["none", "batch", "layer"] = "none"
-    """Of each hidden layer before its activation: over the minibatch, or over the units of each image."""
-    mean: Literal["sigmoid", "linear"] = "sigmoid"
-    """Gaussian means: in the unit interval (the paper, appendix C.2), or anywhere (the tutorial)."""
-    min_log_sigma: float | None = -7.0
-    """The floor of a learned scale, as log sigma; null: none."""
-    sigma: float | None = Field(None, gt=0, le=1e6)
-    """The one scale of i-gaussian and of sigma-gaussian, in units of the 0..1 pixel; null: 1 of the first, learned by
-    the second."""
-    posterior: Literal["diagonal", "full", "flow"] = "diagonal"
-    """q(z|x): a Gaussian of diagonal or of full covariance, or a diagonal one transformed by a flow."""
-    prior: Literal["standard", "mixture", "vamp"] = "standard"
-    """N(0, I); a mixture of Gaussians, all learned; or one of the encoder's posteriors of learned pseudo-inputs."""
-    prior_components: Size = 500
-    """Parts of a mixture or vamp prior; each of vamp's starts from a training image."""
-    init: Literal["mean_image", "torch", "paper", "normal"] = "mean_image"
-    """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
-    mean training image; paper: N(0, 0.01) for every parameter, 0.01 read as the
-    variance; normal: 0.01 read as the standard deviation."""
-
-    @field_validator("channels")
-    @classmethod
-    def _channels_are_convolutions(cls, value: tuple[int, ...] | None, info: Any) -> tuple[int, ...] | None:
-        if value is not None and info.data.get("network") == "mlp":
-            raise ValueError("Input should be null with network: mlp, which has hidden_dim only")
-        return value
-
-    @property
-    def channels_of_layers(self) -> tuple[int, ...]:
-        """Return the channels of each convolution."""
-        return CHANNELS if self.channels is None else self.channels
-
-    @field_validator("prior")
-    @classmethod
-    def _pseudo_inputs_are_no_minibatch(cls, value: str, info: Any) -> str:
-        if value == "vamp" and info.data.get("normalization") == "batch":
-            raise ValueError(
-                "Input should be 'standard' or 'mixture' with normalization: batch, whose means are images'"
-            )
-        return value
-
-    @field_validator("posterior")
-    @classmethod
-    def _flow_needs_dimensions(cls, value: str, info: Any) -> str:
-        if value == "flow" and info.data.get("latent_dim") == 1:
-            raise ValueError("Input should be 'diagonal' or 'full': in one latent dimension a flow is a Gaussian")
-        return value
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """Return the decoder's entry in `LIKELIHOODS`."""
-        return LIKELIHOODS[self.decoder]
-
-    @property
-    def fixes_scale(self) -> bool:
-        """Return whether the decoder's scale is given by `sigma`."""
-        return self.sigma is not None and "sigma" in self.likelihood.settings
-
-
-class ObjectiveConfig(Section):
-    """Describe the lower bound that is maximised."""
-
-    name: Literal["elbo", "iwae", "stl", "dreg"] = "elbo"
-    """iwae: the importance-weighted bound; stl, dreg: elbo and iwae with other gradients of the same expectation."""
-    estimator: Literal["A", "B"] = "B"
-    """SGVB estimator of the elbo: A samples the KL term, B has it in closed form."""
-    L: int = Field(1, ge=1, le=100_000)
-    """Reparametrisation samples per image."""
-    kl_weight: float = Field(1.0, ge=0, le=1e6)
-    """What is optimised; what is reported as elbo always has weight 1."""
-    kl_warmup: int = Field(0, ge=0)
-    """Epochs over which the weight rises from 0 to kl_weight."""
-
-
-class OptimizerConfig(Section):
-    """Describe how the parameters follow the gradient of the bound."""
-
-    name: Literal["adam", "adagrad"] = "adam"
-    """How a gradient becomes a step."""
-    learning_rate: float = Field(0.002, gt=0)
-    """At the first step."""
-    schedule: Literal["constant", "linear", "cosine", "burda"] = "cosine"
-    """How the learning rate goes on: as it is; down to 0 at the end of the last epoch; or, as burda, in eight stages,
-    each three times as long as the one before and 10^(1/7) slower (Burda et al. 2015)."""
-    epsilon: float | None = Field(None, gt=0)
-    """What is added to the root in the denominator of a step; null: 1e-8 for adam, 1e-10 for adagrad."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Coefficient c of the penalty c/2 |θ|² on the mean loss; 1/N is MAP under a prior N(0, I) (the paper)."""
-
-
-class TrainingConfig(Section):
-    """Describe how long to train, in minibatches of which size, and how steps are made faster."""
-
-    algorithm: Literal["aevb", "wake-sleep", "mcem"] = "aevb"
-    """How the networks learn; wake-sleep: the decoder from images, the encoder from what the decoder makes up; mcem:
-    the decoder from draws of its posterior, the encoder beside it from the same."""
-    batch_size: int = Field(100, ge=1, le=1_000_000)
-    """Images of a step."""
-    epochs: int = Field(40, ge=1, le=10_000_000)
-    """The most epochs to train."""
-    patience: int | None = Field(None, ge=1)
-    """Stop as converged after so many epochs without a better validation ELBO; null: never."""
-    compile: Switch = "auto"
-    """On the CPU: compile the gradient of the bound, which takes some ten seconds and a C++ compiler. auto: where at
-    least 12,000 steps are to be made, and there is a compiler."""
-    products: Literal["auto", "torch", "onednn"] = "auto"
-    """On the CPU: what makes the matrix products, torch's own library or oneDNN. auto: oneDNN on AMD processors with
-    AVX-512."""
-    cuda_graph: bool = False
-    """On CUDA: record some steps once and replay them, in one launch each time."""
-    tf32: bool = False
-    """On CUDA: matrix products with factors rounded to TF32."""
+def refuse(section: str, key: str, value: object, reason: str) -> None:
+    """Raise the ValidationError of one setting of a section, for what another section has."""
+    error = PydanticCustomError("value_error", reason)
+    details = InitErrorDetails(type=error, loc=(key,), input=value)
+    raise ValidationError.from_exception_data(section, [details])
 
 
 def _as_folder(name: str) -> str:
@@ -183,7 +39,7 @@ class Config(Section):
     name: Annotated[str, AfterValidator(_as_folder)] | None = None
     """The folder under the runs directory; null: the config file's name."""
     data: DataConfig = DataConfig()
-    """Which images, and how their pixels k in 0..255 become x."""
+    """Which images or vectors, and how they become x."""
     model: ModelConfig = ModelConfig()
     """The networks of q(z|x) and p(x|z), and the prior p(z)."""
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -203,6 +59,26 @@ class Config(Section):
         """Let `model:` with nothing below it mean all its defaults."""
         return {} if value is None else value
 
+    @field_validator("model")
+    @classmethod
+    def _model_fits_the_data(cls, value: ModelConfig, info: Any) -> ModelConfig:
+        data = info.data.get("data")
+        if data is None or data.kind == "images":
+            return value
+        if not value.likelihood.takes_vectors:
+            names = [repr(name) for name, likelihood in LIKELIHOODS.items() if likelihood.takes_vectors]
+            refuse("model", "decoder", value.decoder, f"Input should be {', '.join(names)} with data.kind: vectors")
+        if value.mean != "linear":
+            refuse(
+                "model", "mean", value.mean, "Input should be 'linear' with data.kind: vectors, which have no bounds"
+            )
+        if value.network != "mlp":
+            refuse("model", "network", value.network, "Input should be 'mlp' with data.kind: vectors, not pictures")
+        if value.prior == "vamp":
+            reason = "Input should be 'standard' or 'mixture' with data.kind: vectors: pseudo-inputs are images"
+            refuse("model", "prior", value.prior, reason)
+        return value
+
     @field_validator("training")
     @classmethod
     def _algorithm_fits_the_model(cls, value: TrainingConfig, info: Any) -> TrainingConfig:
@@ -215,17 +91,23 @@ class Config(Section):
             reason = "with prior: vamp, whose parts are the encoder's, and the encoder does not learn from log p(x, z)"
         elif model.normalization == "batch":
             reason = "with normalization: batch, whose statistics are those of minibatches of images alone"
+        elif model.condition != "none":
+            reason = "with condition: labels, which its dreams and chains do not have"
         else:
             return value
-        error = PydanticCustomError("value_error", f"Input should be 'aevb' {reason}")
-        details = InitErrorDetails(type=error, loc=("algorithm",), input=name)
-        raise ValidationError.from_exception_data("training", [details])
+        refuse("training", "algorithm", name, f"Input should be 'aevb' {reason}")
+        return value
 
     @model_validator(mode="after")
     def _patience_needs_validation(self) -> "Config":
         if self.training.patience is not None and self.data.validation == 0:
             raise ValueError("training.patience needs validation images, and data.validation is 0")
         return self
+
+    @property
+    def support(self) -> Support:
+        """Return what x is in p(x|z): of images the decoder says it, of vectors they do."""
+        return Support.REAL if self.data.kind == "vectors" else self.model.likelihood.support
 
     @property
     def identity(self) -> str:
@@ -235,18 +117,18 @@ class Config(Section):
     @property
     def is_relaxed(self) -> bool:
         """Return whether a binary likelihood is given grey pixels: its bound is then not a likelihood."""
-        return self.model.likelihood.support is Support.BINARY and self.data.binarize == "none"
+        return self.support is Support.BINARY and self.data.binarize == "none"
 
     @property
     def is_ill_posed(self) -> bool:
         """Return whether a learned scale meets pixels without noise, so that only its floor bounds the density."""
         learns_scale = self.model.likelihood.learns_scale and not self.model.fixes_scale
-        return learns_scale and not self.data.dequantize
+        return learns_scale and self.support is Support.UNIT_INTERVAL and not self.data.dequantize
 
     @property
     def is_likelihood(self) -> bool:
         """Return whether the bound is one on a likelihood of pixels: made binary, dequantised, or as levels."""
-        support = self.model.likelihood.support
+        support = self.support
         return not self.is_relaxed and (support is not Support.UNIT_INTERVAL or self.data.dequantize)
 
     @property
@@ -261,7 +143,9 @@ class Config(Section):
     @property
     def observed(self) -> str:
         """Say in a few words how pixels become x."""
-        support, data = self.model.likelihood.support, self.data
+        support, data = self.support, self.data
+        if support is Support.REAL:
+            return "standardised"
         if support is Support.LEVELS:
             return "as they are"
         if support is Support.UNIT_INTERVAL:
@@ -273,7 +157,8 @@ class Config(Section):
     def support_title(self) -> str:
         """Say what the bound is a statement about: only bounds with the same title may be compared."""
         caveat = f": {self.caveat}" if self.caveat else ""
-        return f"{self.model.likelihood.support.value}, pixels {self.observed}{caveat}"
+        what = "numbers" if self.support is Support.REAL else "pixels"
+        return f"{self.support.value}, {what} {self.observed}{caveat}"
 
 
 def get_setting(config: Config, key: str) -> Any:

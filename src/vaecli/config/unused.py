@@ -7,11 +7,13 @@ from vaecli.config.schema import Config
 def unused_settings(config: Config) -> dict[str, str]:
     """Return the keys without effect under this config, each with the reason."""
     model, algorithm, device = config.model, config.training.algorithm, f"device is {config.device}"
-    support, on_cpu = model.likelihood.support, config.device in {"auto", "cpu"}
+    support, on_cpu = config.support, config.device in {"auto", "cpu"}
     no_closed_form = f"with a {model.posterior} posterior and a {model.prior} prior the KL has no closed form"
     rules = (
         (("data.binarize",), support is not Support.BINARY, f"{model.decoder} is not a binary likelihood"),
         (("data.dequantize",), support is not Support.UNIT_INTERVAL, f"{model.decoder} is not a density"),
+        (("data.binarize", "data.dequantize"), support is Support.REAL, "vectors have no pixels"),
+        (("model.classes",), model.condition == "none", "the model is not told the class"),
         *(
             ((f"model.{name}",), name not in model.likelihood.settings, f"{model.decoder} does not have it")
             for name in ("mean", "min_log_sigma", "sigma")
@@ -31,6 +33,7 @@ def unused_settings(config: Config) -> dict[str, str]:
             f"{algorithm} does not follow the gradient of the ELBO",
         ),
         (("training.cuda_graph",), algorithm == "mcem", "the chains of mcem are those of single images"),
+        (("training.cuda_graph",), model.condition != "none", "the labels of minibatches are gathered one by one"),
         (("training.compile",), not on_cpu and config.training.compile != "off", device),
         (("training.products",), not on_cpu, device),
         (("training.cuda_graph", "training.tf32"), config.device in {"cpu", "mps"}, device),

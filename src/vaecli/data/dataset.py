@@ -1,25 +1,20 @@
-"""Data sets: images as uint8 tensors, their splits, and how their pixels become x.
-
-Splits are the same whatever the seed. Pixels k in 0..255 become x minibatch by minibatch and on the device: binarised,
-dequantised or as they are.
-"""
+"""Data sets: images as uint8 tensors, or standardised vectors, and their splits, the same whatever the seed."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
 from vaecli.config.data_sets import TORCHVISION, is_array
 from vaecli.config.likelihoods import Support
-from vaecli.config.schema import DataConfig
+from vaecli.config.sections import DataConfig
 from vaecli.data.image_grid import MAX_SIDE, ImageShape
 from vaecli.data.sources import (
     Part,
@@ -30,8 +25,8 @@ from vaecli.data.sources import (
     load_mnist,
     load_torchvision,
 )
+from vaecli.data.vectors import Units, units_of
 from vaecli.errors import DataError
-from vaecli.randomness import draw_int16
 from vaecli.stages import StageCallback, silent, wait_for
 
 Split = Literal["train", "validation", "test"]
@@ -41,11 +36,13 @@ _STATIC_SEED = 20131220
 
 @dataclass(frozen=True)
 class Images:
-    """Hold the images of one split."""
+    """Hold the images of one split, or its vectors."""
 
-    pixels: UInt8[Tensor, "N D"]
+    pixels: Shaped[Tensor, "N D"]
+    """uint8; of vectors float32, standardised."""
     labels: Int64[Tensor, " N"] | None
     shape: ImageShape
+    """Of vectors that of a picture of one row."""
     origin: tuple[Path, str] | None = None
     """The file that they are in, and which of its images they are; None for images made otherwise."""
     on_stage: StageCallback = silent
@@ -54,17 +51,20 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def at(self, rows: slice | Int64[Tensor, " n"]) -> "Images":
+        """Return some of the images."""
+        labels = None if self.labels is None else self.labels[rows]
+        return replace(self, pixels=self.pixels[rows], labels=labels, origin=None)
+
     def first(self, n: int) -> "Images":
         """Return the first n images."""
-        labels = None if self.labels is None else self.labels[:n]
-        return replace(self, pixels=self.pixels[:n], labels=labels, origin=None)
+        return self.at(slice(n))
 
     def spread(self, n: int | None) -> "Images":
         """Return n images evenly spaced over all, or all of them: often the first of a split are of one kind."""
         if n is None or n >= len(self):
             return self
-        rows = torch.arange(n) * len(self) // n
-        return replace(self, pixels=self.pixels[rows], labels=None if self.labels is None else self.labels[rows])
+        return self.at(torch.arange(n) * len(self) // n)
 
     def to(self, device: torch.device) -> "Images":
         """Return the same images with their pixels on a device."""
@@ -75,7 +75,8 @@ class Dataset:
     """Give access to a named data set and its three splits, each read when it is first asked for.
 
     Args:
-        config: The `data` section; `binarize: static` is applied here, once, if the support is binary.
+        config: The `data` section; `binarize: static` is applied here, once, if the support is binary, and vectors are
+            standardised.
         support: What the decoder's likelihood is a statement about.
         data_dir: Where torchvision's files are or go; None for the default.
         on_stage: Is called as images are read, binarised and summed; what it raises ends that.
@@ -105,6 +106,10 @@ class Dataset:
     @cached_property
     def train(self) -> Images:
         """Return all training images but the held-out ones, or as many of the first as are asked for."""
+        return self._images("train", self._training_rows)
+
+    @property
+    def _training_rows(self) -> slice:
         available = self._n_training - self._n_validation
         n = available if self._config.train is None else self._config.train
         if n > available:
@@ -112,7 +117,7 @@ class Dataset:
                 f"{self.name}: has {available} images to train on; data.train: {n} is more; "
                 "choose fewer, or hold out fewer by data.validation"
             )
-        return self._images("train", slice(0, n))
+        return slice(0, n)
 
     @cached_property
     def validation(self) -> Images:
@@ -129,6 +134,16 @@ class Dataset:
             raise DataError(f"{self.name}: its test images have {next(sizes)} pixels, those for training {next(sizes)}")
         return images
 
+    @cached_property
+    def units(self) -> Units | None:
+        """Return what standardises vectors, by those that are trained on; None of images."""
+        if self._config.kind == "images":
+            return None
+        rows = self._training_rows
+        return wait_for(
+            "standardising the vectors", lambda: units_of(self._training_source.pixels[rows]), self._on_stage
+        )
+
     @property
     def _is_own(self) -> bool:
         return is_array(self.name)
@@ -139,7 +154,7 @@ class Dataset:
 
     def _source(self, part: Part) -> Source:
         if self._is_own:
-            return wait_for(f"reading {self.name}", lambda: load_array(self.name), self._on_stage)
+            return wait_for(f"reading {self.name}", lambda: load_array(self.name, self._config.kind), self._on_stage)
         if self.name in TORCHVISION:
             return load_torchvision(self.name, part, self._data_dir)
         return load_mnist(part)
@@ -174,23 +189,24 @@ class Dataset:
                 f"{self.name}: has images of {shape.height} x {shape.width} pixels, and {MAX_SIDE} is the most along "
                 "a side; crop them, or make them smaller"
             )
-        pixels = _as_tensor(chosen).flatten(1)
+        pixels = _as_tensor(chosen if self.units is None else self.units.standardise(chosen)).flatten(1)
         if self._static:
             grey = pixels
             pixels = wait_for(f"binarising the {split} images", lambda: _binarize_once(grey, split), self._on_stage)
         labels = None if source.labels is None else torch.from_numpy(np.array(source.labels[rows]))
-        which = f"images {rows.start} to {rows.stop}{', binarised once' if self._static else ''}"
+        made = ", binarised once" if self._static else "" if self.units is None else ", standardised"
+        which = f"{self._config.kind} {rows.start} to {rows.stop}{made}"
         origin = (array_path(self.name), which) if self._is_own else None
         return Images(pixels, labels, shape, origin, self._on_stage)
 
 
-def _shape(pixels: UInt8[NDArray[np.uint8], "N H W *C"]) -> ImageShape:
-    """Return the shape of each of many images, in grey or with channels."""
-    height, width, channels = (*pixels.shape[1:], 1)[:3]
+def _shape(pixels: Shaped[NDArray[Any], "N ..."]) -> ImageShape:
+    """Return the shape of each of many images, in grey or with channels, or of vectors."""
+    height, width, channels = (*(1,) * (pixels.ndim == 2), *pixels.shape[1:], 1)[:3]
     return ImageShape(channels, height, width)
 
 
-def _as_tensor(pixels: UInt8[NDArray[np.uint8], "N H W *C"]) -> UInt8[Tensor, "N H W *C"]:
+def _as_tensor(pixels: Shaped[NDArray[Any], "N ..."]) -> Shaped[Tensor, "N ..."]:
     """Return a tensor of the same memory, which may be that of a file: nothing here writes to it."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -202,63 +218,3 @@ def _binarize_once(pixels: UInt8[Tensor, "N D"], split: Split) -> UInt8[Tensor, 
     generator = torch.Generator().manual_seed(_STATIC_SEED + SPLITS.index(split))
     r = torch.randint(0, 255, pixels.shape, generator=generator, dtype=torch.uint8)
     return (r < pixels).to(torch.uint8) * 255
-
-
-class Batch(NamedTuple):
-    """Hold a minibatch as the model meets it."""
-
-    input: Float[Tensor, "B D"]
-    """What the encoder sees."""
-    target: Float[Tensor, "B D"]
-    """What is scored."""
-
-
-Preprocess = Callable[[UInt8[Tensor, "B D"], torch.Generator], Batch]
-"""Turns pixels into x, drawing from the generator whatever random numbers that takes."""
-
-
-def binarize_dynamically(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:
-    """Draw b ~ Bern(k/255), exactly: b = [r < 257 k] with r uniform on the 255 · 257 integers 0..65534."""
-    r = draw_int16(pixels.shape, generator, high=(1 << 15) - 1)  # less 2¹⁵, as is what it is compared with
-    b = torch.empty(pixels.shape, device=pixels.device)
-    torch.lt(r, (pixels.short() * 257).add_(-1 << 15), out=b)  # a comparison into float32 saves a conversion
-    return Batch(b, b)
-
-
-def binarize_by_threshold(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:  # noqa: ARG001
-    """Set b = [k > 127]; images binarised beforehand (0 and 255) pass through unchanged."""
-    b = (pixels > 127).float()
-    return Batch(b, b)
-
-
-def dequantize(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:
-    """Draw y = (k + u)/256 with u ~ U[0, 1): a density of y bounds the mass of k.
-
-    u is uniform on the multiples of 2⁻¹⁶, so that float32 holds y exactly and rounding never lifts it to (k + 1)/256.
-    """
-    u = draw_int16(pixels.shape, generator)  # times 2¹⁶, less ½
-    y = pixels.float().div_(256).add_(2**-9).add_(u, alpha=2**-24)
-    return Batch(y, y)
-
-
-def scale(pixels: UInt8[Tensor, "B D"], generator: torch.Generator) -> Batch:  # noqa: ARG001
-    """Set x = k/255: a mass on levels is one of k; a density or a Bernoulli on it is no likelihood of anything."""
-    x = pixels.float() / 255
-    return Batch(x, x)
-
-
-BINARIZATIONS: dict[str, Preprocess] = {
-    "dynamic": binarize_dynamically,
-    "threshold": binarize_by_threshold,
-    "static": binarize_by_threshold,
-    "none": scale,
-}
-
-
-def build_preprocess(support: Support, config: DataConfig) -> Preprocess:
-    """Return the one way in which a likelihood of this support meets pixels under this config."""
-    if support is Support.BINARY:
-        return BINARIZATIONS[config.binarize]
-    if support is Support.LEVELS:
-        return scale
-    return dequantize if config.dequantize else scale

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import overload
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 
 RESIDENT = 2**30
@@ -44,8 +44,8 @@ class MinibatchRows(Sequence[Tensor]):
         return self._permutation[start : start + self._size]
 
 
-def gather(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
-    """Yield the pixels of each minibatch, uint8 (M, D), on the device, in the order asked for.
+def gather(pixels: Shaped[Tensor, "N D"], rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+    """Yield the pixels of each minibatch, (M, D), on the device, in the order asked for.
 
     Args:
         pixels: All images, in memory or mapped from a file.
@@ -66,13 +66,13 @@ def _parts(rows: Sequence[Tensor], n_pixels: int) -> Iterator[Sequence[Tensor]]:
     return (rows[start : start + n] for start in range(0, len(rows), n))
 
 
-def _gather_in_parts(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor]) -> Iterator[Tensor]:
+def _gather_in_parts(pixels: Shaped[Tensor, "N D"], rows: Sequence[Tensor]) -> Iterator[Tensor]:
     """Gather many in one launch: on a GPU that takes as long as one."""
     for part in _parts(rows, pixels.shape[1]):
         yield from pixels.index_select(0, torch.cat(list(part))).split([len(minibatch) for minibatch in part])
 
 
-def _gather_ahead(pixels: UInt8[Tensor, "N D"], rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+def _gather_ahead(pixels: Shaped[Tensor, "N D"], rows: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
     """Collect some minibatches in a thread while those before are used, so that no step waits for a disk or a bus."""
     source = pixels.numpy()
 

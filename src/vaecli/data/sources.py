@@ -8,6 +8,7 @@ import math
 import os
 import zipfile
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 
 from vaecli.config.data_sets import TORCHVISION
 from vaecli.data.unpacking import RATIOS, check_unpacked, read_member
+from vaecli.data.vectors import check_vectors
 from vaecli.errors import DataError, UsageError, some
 from vaecli.files import cache_directory, may_be_file
 
 Part = Literal["train", "test"]
+Kind = Literal["images", "vectors"]
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
@@ -40,9 +43,12 @@ MNIST_SHA256 = {
 
 @dataclass(frozen=True)
 class Source:
-    """Hold images as they were found: `pixels` (N, H, W) or (N, H, W, C), and `labels` (N,) where there are any."""
+    """Hold images as they were found: `pixels` (N, H, W) or (N, H, W, C), and `labels` (N,) where there are any.
 
-    pixels: Pixels
+    Vectors stand in their place in float32, (N, D).
+    """
+
+    pixels: NDArray[Any]
     labels: Labels | None = None
 
 
@@ -202,13 +208,17 @@ def array_path(name: str) -> Path:
     return _stand_ins.get(name, Path(name))
 
 
-def load_array(name: str) -> Source:
-    """Load a .npy, .npz or IDX file of uint8 images, with the labels of the last two. Raises DataError."""
+def load_array(name: str, kind: Kind = "images") -> Source:
+    """Load a .npy, .npz or IDX file of uint8 images, with the labels of the last two; or one of vectors, not IDX.
+
+    Raises:
+        DataError: It cannot be read, or holds something else.
+    """
     path = array_path(name)
     if path.suffix not in {".npy", ".npz"}:
         return _load_idx(path)
     try:
-        return _read_npy(path) if path.suffix == ".npy" else _read_npz(path)
+        return _read_npy(path, CHECKS[kind]) if path.suffix == ".npy" else _read_npz(path, kind)
     except (DataError, UsageError):
         raise
     except FileNotFoundError as error:
@@ -217,22 +227,23 @@ def load_array(name: str) -> Source:
         raise DataError(f"{name}: not a readable {path.suffix} file ({_first_line(error)})") from error
 
 
-def _read_npy(path: Path) -> Source:
+def _read_npy(path: Path, check: Callable[[Any, str], NDArray[Any]]) -> Source:
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise DataError(f"{path}: is an archive of arrays; name it .npz")
-    return Source(_checked(array, str(path)))
+    return Source(check(array, str(path)))
 
 
-def _read_npz(path: Path) -> Source:
+def _read_npz(path: Path, kind: Kind) -> Source:
     with path.open("rb") as file:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
             raise DataError(f"{path}: is a single array; name it .npy")
-        key = "images" if "images" in archive.files else archive.files[0] if len(archive.files) == 1 else None
+        key = kind if kind in archive.files else archive.files[0] if len(archive.files) == 1 else None
         if key is None:
-            raise DataError(f"{path}: holds {some(archive.files)}; name the array `images`")
-        pixels = _checked(read_member(archive, key, path), str(path))
+            other = next((f", or set data.kind={name}" for name in CHECKS if name in archive.files), "")
+            raise DataError(f"{path}: holds {some(archive.files)}; name the array `{kind}`{other}")
+        pixels = CHECKS[kind](read_member(archive, key, path), str(path))
         labels = read_member(archive, "labels", path) if "labels" in archive.files else None
     if labels is not None and (labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu"):
         raise DataError(f"{path}: `labels` must be {len(pixels)} integers, not {labels.dtype} of shape {labels.shape}")
@@ -242,9 +253,12 @@ def _read_npz(path: Path) -> Source:
 def _checked(pixels: Any, name: str) -> Pixels:
     if pixels.dtype != np.uint8 or pixels.ndim not in {3, 4} or 0 in pixels.shape:
         remedy = 'convert them with (255 * x).round().astype("uint8")' if pixels.dtype.kind == "f" else ""
+        remedy = f"if they lie in 0..1, {remedy}" if remedy and pixels.ndim > 2 else remedy
+        if pixels.ndim == 2 and pixels.dtype.kind in "fiu":
+            remedy = "vectors have data.kind=vectors"
         raise DataError(
             f"{name}: holds {pixels.dtype} of shape {tuple(pixels.shape)}; images are uint8 of shape (N, H, W), or in "
-            "colour (N, H, W, C)" + (f"; if they lie in 0..1, {remedy}" if remedy else "")
+            "colour (N, H, W, C)" + (f"; {remedy}" if remedy else "")
         )
     if pixels.ndim == 4 and pixels.shape[1] <= MAX_COLOURS < pixels.shape[3]:
         raise DataError(
@@ -252,6 +266,10 @@ def _checked(pixels: Any, name: str) -> Pixels:
             "(N, H, W, C): convert them with x.transpose(0, 2, 3, 1)"
         )
     return np.ascontiguousarray(pixels)
+
+
+CHECKS: dict[Kind, Callable[[Any, str], NDArray[Any]]] = {"images": _checked, "vectors": check_vectors}
+"""What an array must hold, and is taken as."""
 
 
 def _first_line(error: BaseException) -> str:

@@ -43,7 +43,7 @@ def fingerprint(name: str, on_stage: StageCallback = silent) -> str | None:
 
 
 def sha256_of_images(
-    pixels: NDArray[np.uint8], origin: tuple[Path, str] | None = None, on_stage: StageCallback = silent
+    pixels: NDArray[Any], origin: tuple[Path, str] | None = None, on_stage: StageCallback = silent
 ) -> str:
     """Return the SHA-256 of the pixels of images, by which a checkpoint knows them.
 

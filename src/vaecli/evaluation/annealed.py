@@ -3,6 +3,7 @@
 They take longer, and say whether what importance sampling says can be trusted.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 from vaecli.config.jobs import AnnealingSpec
-from vaecli.data.dataset import Batch
+from vaecli.data.preprocess import Batch
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation.evidence import mean, monte_carlo_error
-from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.evaluation.held_out import HeldOut, in_order, in_parts, open_held_out, prepare_directory, write_results
 from vaecli.evaluation.result import AnnealedEvaluation
 from vaecli.files import write_atomically
 from vaecli.model.annealing import Path as AnnealingPath
@@ -26,6 +27,7 @@ from vaecli.model.estimators import importance_weighted
 from vaecli.model.joint import LogJoint
 from vaecli.model.posterior_samples import log_evidence_from_posterior
 from vaecli.model.proposals import fit_proposal
+from vaecli.model.vae import VAE
 from vaecli.randomness import generator
 from vaecli.runs.run import Run
 from vaecli.stages import StageCallback
@@ -71,9 +73,9 @@ def evaluate_annealed(
     arrays = _in_parts(work, held_out.batch, path.with_suffix(".partial.npz"), "annealing")
     simulated = dict[str, Tensor]()
     if spec.bracket:
-        z, x = held_out.vae.simulate(len(held_out.images), held_out.generator("samples"))
+        z, drawn = _simulate(held_out)
         kept = path.with_suffix(".simulated.partial.npz")
-        simulated = _in_parts(work, Batch(x, x), kept, "annealing images that the model drew", z)
+        simulated = _in_parts(work, drawn, kept, "annealing images that the model drew", z)
     found = _summarise(work, arrays, simulated)
     write_results(path, asdict(found), arrays | {f"simulated_{name}": value for name, value in simulated.items()})
     for kept in path.parent.glob(f"{path.stem}*.partial.npz"):
@@ -88,15 +90,17 @@ class _Work:
     held_out: HeldOut
     spec: AnnealingSpec
 
-    def do(self, batch: Batch, seed: int, z: Tensor | None, report: Callable[[int], None]) -> dict[str, Tensor]:
+    def do(
+        self, vae: VAE, batch: Batch, seed: int, z: Tensor | None, report: Callable[[int], None]
+    ) -> dict[str, Tensor]:
         """Estimate the evidence of a few images; from above too where an exact draw z is given.
 
         The random numbers of a part are its own, so that what is done again after a stop has the same.
         """
         held_out = self.held_out
-        noise = generator(seed, "annealing", held_out.vae.device)
-        log_joint = LogJoint(held_out.vae, batch.target, held_out.rows)
-        fitted = fit_proposal(held_out.vae, batch, log_joint, noise)
+        noise = generator(seed, "annealing", vae.device)
+        log_joint = LogJoint(vae, batch.target, held_out.rows)
+        fitted = fit_proposal(vae, batch, log_joint, noise)
         weighted = importance_weighted(log_joint, fitted, held_out.spec.k, noise)
         found = {"fitted": weighted.log_evidence[-1, 0]}
         target = target_of(log_joint, fitted)
@@ -115,25 +119,24 @@ class _Work:
 
 def _in_parts(work: _Work, batch: Batch, kept: Path, stage: str, z: Tensor | None = None) -> dict[str, Tensor]:
     """Do all images, a few at a time, and keep what is done in a file, to begin from it another time."""
-    held_out, n = work.held_out, len(batch.target)
+    held_out = work.held_out
     digest = held_out.run.checkpoint.digest or ""
     done = _read_kept(kept, digest)
     n_done = len(done.get("lower", ()))
     passes = 1 if work.spec.method == "posterior" else 2 if z is None else 3
-    total, steps = (
-        passes * work.spec.temperatures * -(-n // AT_ONCE),
-        passes * work.spec.temperatures * -(-n_done // AT_ONCE),
-    )
+    parts = list(in_parts(held_out.vae, batch, AT_ONCE))
+    begins = [0, *itertools.accumulate(len(part.rows) for part in parts)]
+    n_parts_done = begins.index(n_done)
+    total, steps = (passes * work.spec.temperatures * count for count in (len(parts), n_parts_done))
 
     def report(more: int) -> None:
         nonlocal steps
         steps += more
         held_out.callback(stage, min(steps, total - 1), total)
 
-    for start in range(n_done, n, AT_ONCE):
-        rows = slice(start, min(start + AT_ONCE, n))
-        part = Batch(batch.input[rows], batch.target[rows])
-        found = work.do(part, held_out.spec.seed + start, None if z is None else z[rows], report)
+    for begin, (rows, vae, part) in zip(begins[n_parts_done:], parts[n_parts_done:], strict=False):
+        exact = None if z is None else z[rows.to(z.device)]
+        found = work.do(vae, part, held_out.spec.seed + begin, exact, report)
         done = {
             name: torch.cat([done[name], value.cpu().double()]) if done else value.cpu().double()
             for name, value in found.items()
@@ -144,7 +147,13 @@ def _in_parts(work: _Work, batch: Batch, kept: Path, stage: str, z: Tensor | Non
         except OSError as error:
             raise VaecliError(f"{kept}: cannot be written: {error.strerror}") from error
     held_out.callback(stage, total, total)
-    return done
+    return {name: in_order([value], [part.rows for part in parts]) for name, value in done.items()}
+
+
+def _simulate(held_out: HeldOut) -> tuple[Tensor, Batch]:
+    """Draw as many images from the model as there are, of the same classes where it is told them."""
+    vae, images = held_out.vae, held_out.images
+    return vae.simulate(len(images), held_out.generator("samples"), images.labels if vae.n_classes else None)
 
 
 def _read_kept(kept: Path, digest: str) -> dict[str, Tensor]:

@@ -52,14 +52,19 @@ def grey_level(mean: Tensor, *, dequantized: bool) -> Tensor:
 
 def is_dequantized(config: Config) -> bool:
     """Return whether a config's decoder is trained on y = (k + u)/256."""
-    return config.model.likelihood.support is Support.UNIT_INTERVAL and config.data.dequantize
+    return config.support is Support.UNIT_INTERVAL and config.data.dequantize
 
 
 def is_binarised_model(config: Config) -> bool:
     """Return whether a config's model is trained on dynamically binarised images itself."""
-    return config.model.likelihood.support is Support.BINARY and config.data.binarize == "dynamic"
+    return config.support is Support.BINARY and config.data.binarize == "dynamic"
+
+
+def has_binarised_model(config: Config) -> bool:
+    """Return whether another model, of binarised images, follows from a config's."""
+    return config.support is not Support.REAL and not is_binarised_model(config)
 
 
 def binarised_model(config: Config, vae: VAE) -> VAE:
     """Return a model of binarised images: the decoder's mean, with the encoder of what the decoder was trained on."""
-    return VAE(vae.encoder, BinarisedDecoder(vae.decoder, dequantized=is_dequantized(config)), vae.prior)
+    return VAE(vae.encoder, BinarisedDecoder(vae.decoder, dequantized=is_dequantized(config)), vae.prior, vae.n_classes)

@@ -73,11 +73,11 @@ def posterior_ranks(
         rows: Draws of z that are made at a time, at most.
         callback: Is told of the stage and its progress.
     """
-    z, x = vae.simulate(n, noise)
+    z, (seen, _) = vae.simulate(n, noise)
     ranks, done = list[Tensor](), 0
-    for some_z, some_x in zip(*(part.split(max(1, rows // draws)) for part in (z, x)), strict=True):
+    for some_z, some_seen in zip(*(part.split(max(1, rows // draws)) for part in (z, seen)), strict=True):
         epsilon = standard_normal((draws, *some_z.shape), some_z, noise)
-        ranks.append((vae.encoder(some_x).transport(epsilon).z < some_z).sum(0))
+        ranks.append((vae.encoder(some_seen).transport(epsilon).z < some_z).sum(0))
         done += len(some_z)
         callback("the ranks of z", done, n)
     found: NDArray[np.int64] = torch.cat(ranks).cpu().numpy()

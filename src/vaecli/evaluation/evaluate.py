@@ -12,10 +12,16 @@ from torch.distributions import Distribution
 
 from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.likelihoods import Support
-from vaecli.data.dataset import Batch, Split
-from vaecli.evaluation.binarised import binarised_model, grey_level, is_binarised_model, is_dequantized
+from vaecli.data.dataset import Split
+from vaecli.evaluation.binarised import (
+    binarised_model,
+    grey_level,
+    has_binarised_model,
+    is_binarised_model,
+    is_dequantized,
+)
 from vaecli.evaluation.evidence import Group, by_k, describe, estimate_evidence, mean
-from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.evaluation.held_out import HeldOut, in_order, in_parts, open_held_out, prepare_directory, write_results
 from vaecli.evaluation.result import Evaluation
 from vaecli.model.bound import ACTIVE
 from vaecli.model.distributions import Density
@@ -93,19 +99,19 @@ def evaluate_spec(
 def _terms_of_the_bound(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Compute the ELBO by draws from the encoder, and what the posterior mean says."""
     vae, config, batch, stream = held_out.vae, held_out.config, held_out.batch, held_out.generator("importance")
-    parts = []
-    for start in range(0, len(batch.target), AT_ONCE):
-        part = Batch(*(field[start : start + AT_ONCE] for field in batch))
-        terms = expected_terms(vae, part, DRAWS, stream, held_out.rows)
-        posterior = vae.encoder(part.input)
-        likelihood = vae.decoder(posterior.mean)
+    of_vectors = config.support is Support.REAL
+    parts, order = [], []
+    for rows, of_part, part in in_parts(vae, batch, AT_ONCE):
+        terms = expected_terms(of_part, part, DRAWS, stream, held_out.rows)
+        posterior = of_part.encoder(part.input)
+        likelihood = of_part.decoder(posterior.mean)
         grey = grey_level(likelihood.mean, dequantized=is_dequantized(config))
-        pixels = held_out.grey_pixels[start : start + AT_ONCE]
+        pixels = held_out.grey_pixels[rows.to(vae.device)]
         found = {
             "log_likelihood": terms.log_likelihood,
             "kl": terms.kl,
             "mean": posterior.mean,
-            "mean_squared_error": (grey - pixels / 255).square().mean(1),
+            "mean_squared_error": (grey - (pixels if of_vectors else pixels / 255)).square().mean(1),
         }
         kl, at_floor = kl_per_dimension(posterior, vae.prior), vae.decoder.at_floor(likelihood)
         if kl is not None:
@@ -115,8 +121,9 @@ def _terms_of_the_bound(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Te
         if at_floor is not None:
             found["pixels_at_floor"] = at_floor.expand_as(part.target).float().mean(1)
         parts.append({name: value.double().cpu() for name, value in found.items()})
-        held_out.callback("the bound", min(start + AT_ONCE, len(batch.target)), len(batch.target))
-    whole = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        order.append(rows)
+        held_out.callback("the bound", sum(map(len, order)), len(batch.target))
+    whole = {name: in_order([part[name] for part in parts], order) for name in parts[0]}
     per_dimension = whole.get("kl_per_dimension")
     metrics: dict[str, Any] = {
         **mean("elbo", whole["log_likelihood"] - whole["kl"]),
@@ -144,7 +151,7 @@ def _evidence(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
     per_image = {"log_evidence": own.log_evidence[-1, 0], "effective_sample_size": own.effective_sample_size[0]}
     metrics |= dict.fromkeys(name for name in Evaluation.__annotations__ if name.startswith("bits_per_dim"))
     to_bits = -1 / (held_out.batch.target.shape[1] * math.log(2))
-    if is_dequantized(config) or config.model.likelihood.support is Support.LEVELS:
+    if is_dequantized(config) or config.support is Support.LEVELS:
         levels = (rest or [own])[0]
         metrics |= describe("bits_per_dim", levels, 0, k, to_bits)
         per_image["bits_per_dim"] = levels.log_evidence[-1, 0] * to_bits
@@ -174,7 +181,7 @@ def _binarised(held_out: HeldOut) -> tuple[dict[str, Any], dict[str, Tensor]]:
     spec, config = held_out.spec, held_out.config
     names = [name for name in Evaluation.__annotations__ if name.startswith("binarised_nll")]
     nothing: dict[str, Any] = dict.fromkeys(names)
-    if not spec.binarised or spec.proposal == "encoder" or is_binarised_model(config):
+    if not spec.binarised or spec.proposal == "encoder" or not has_binarised_model(config):
         return nothing, {}
     model = binarised_model(config, held_out.vae)
     (found,) = estimate_evidence(

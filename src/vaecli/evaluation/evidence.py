@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaecli.data.dataset import Batch
-from vaecli.evaluation.held_out import HeldOut
+from vaecli.data.preprocess import Batch
+from vaecli.evaluation.held_out import HeldOut, in_parts
 from vaecli.evaluation.result import FEW
 from vaecli.model.estimators import Weighted, importance_weighted, sample_counts
 from vaecli.model.joint import LogJoint, Scores
@@ -49,23 +49,23 @@ def estimate_evidence(held_out: HeldOut, vae: VAE, batch: Batch, stage: str, gro
     stream, pilots = held_out.generator("importance"), held_out.generator("pilots")
     size = FITTED_AT_ONCE if spec.proposal == "fitted" else max(1, held_out.rows // k)
     found: list[Weighted] = []
-    for start in range(0, n, size):
-        end = min(start + size, n)
-        part = Batch(batch.input[start:end], batch.target[start:end])
-        proposal: Proposal = encoder_proposal(vae, part)
+    done = 0
+    for rows, of_part, part in in_parts(vae, batch, size):
+        proposal: Proposal = encoder_proposal(of_part, part)
         for i, group in enumerate(groups):
-            log_joint = LogJoint(vae, part.target, held_out.rows, group.fitted)
+            log_joint = LogJoint(of_part, part.target, held_out.rows, group.fitted)
             if isinstance(proposal, Mixture):
-                proposal = adapt(proposal, vae, part, log_joint, pilots)
+                proposal = adapt(proposal, of_part, part, log_joint, pilots)
             elif spec.proposal == "fitted":
-                proposal = fit_proposal(vae, part, log_joint, pilots)
+                proposal = fit_proposal(of_part, part, log_joint, pilots)
             weighed = replace(log_joint, scores=group.weighed or group.fitted)
             weighted = importance_weighted(weighed, proposal, k, stream)
-            if start == 0:
+            if done == 0:
                 found.append(Weighted(*(torch.empty((*field.shape[:-1], n), dtype=field.dtype) for field in weighted)))
             for whole, field in zip(found[i], weighted, strict=True):
-                whole[..., start:end] = field
-        held_out.callback(stage, end, n)
+                whole[..., rows] = field.cpu()
+        done += len(rows)
+        held_out.callback(stage, done, n)
     return found
 
 

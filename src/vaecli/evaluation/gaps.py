@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from vaecli.config.jobs import GapsSpec
-from vaecli.data.dataset import Batch
+from vaecli.data.preprocess import Batch
 from vaecli.errors import UsageError
 from vaecli.evaluation.evidence import Group, estimate_evidence, mean
-from vaecli.evaluation.held_out import HeldOut, open_held_out, prepare_directory, write_results
+from vaecli.evaluation.held_out import HeldOut, in_order, in_parts, open_held_out, prepare_directory, write_results
 from vaecli.evaluation.result import Gaps
 from vaecli.model.bound import best_diagonal, elbo_of, expected_kl, mutual_information
 from vaecli.model.distributions import DiagonalNormal, standard_normal
@@ -88,16 +88,16 @@ def _posterior(held_out: HeldOut, batch: Batch) -> DiagonalNormal:
 def _bounds(held_out: HeldOut) -> tuple[Tensor, Tensor]:
     """Return the ELBO of each image with its best diagonal Gaussian and with the encoder's, by the same noise."""
     batch, fitting, noise = held_out.batch, held_out.generator("pilots"), held_out.generator("importance")
-    n, best, elbo = len(batch.target), list[Tensor](), list[Tensor]()
-    for start in range(0, n, AT_ONCE):
-        part = Batch(*(field[start : start + AT_ONCE] for field in batch))
-        fitted = best_diagonal(held_out.vae, part, fitting)
+    order, best, elbo = list[Tensor](), list[Tensor](), list[Tensor]()
+    for rows, vae, part in in_parts(held_out.vae, batch, AT_ONCE):
+        fitted = best_diagonal(vae, part, fitting)
         with torch.no_grad():
             posterior = _posterior(held_out, part)
             epsilon = standard_normal((DRAWS, *posterior.mean.shape), posterior.mean, noise)
             for q, found in ((fitted, best), (posterior, elbo)):
                 size = max(1, held_out.rows // len(part.target))
-                parts = [len(e) * elbo_of(held_out.vae, part, q, e).double().cpu() for e in epsilon.split(size)]
+                parts = [len(e) * elbo_of(vae, part, q, e).double().cpu() for e in epsilon.split(size)]
                 found.append(torch.stack(parts).sum(0) / DRAWS)
-        held_out.callback("the best Gaussian of each image", min(start + AT_ONCE, n), n)
-    return torch.cat(best), torch.cat(elbo)
+        order.append(rows)
+        held_out.callback("the best Gaussian of each image", sum(map(len, order)), len(batch.target))
+    return in_order(best, order), in_order(elbo, order)

@@ -5,11 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaecli.data.dataset import Batch, Dataset, Images, Split, build_preprocess
+from vaecli.data.dataset import Dataset, Images, Split
+from vaecli.data.preprocess import Batch, build_preprocess
 from vaecli.errors import UsageError
 from vaecli.randomness import generator
 from vaecli.runs.run import Run
@@ -19,10 +20,13 @@ CHUNK = 1000
 
 
 class Reconstructions(NamedTuple):
-    """Hold images and their reconstructions, both in units of the 0..1 pixel: (N, H, W), or (N, H, W, C) in colour."""
+    """Hold images and their reconstructions, both in units of the 0..1 pixel: (N, H, W), or (N, H, W, C) in colour.
 
-    originals: Float[NDArray[np.float32], "N H W *C"]
-    reconstructions: Float[NDArray[np.float32], "N H W *C"]
+    Vectors are (N, D), in their own units.
+    """
+
+    originals: Float[NDArray[np.float32], "N ..."]
+    reconstructions: Float[NDArray[np.float32], "N ..."]
 
 
 class Encoding(NamedTuple):
@@ -33,7 +37,9 @@ class Encoding(NamedTuple):
     labels: Int64[NDArray[np.int64], " N"] | None
 
 
-def sample(run: Run, n: int = 100, *, seed: int = 0, draw: bool = False) -> Float[NDArray[np.float32], "N H W *C"]:
+def sample(
+    run: Run, n: int = 100, *, seed: int = 0, draw: bool = False, label: int | None = None
+) -> Float[NDArray[np.float32], "N ..."]:
     """Draw new images: z from the prior, then the mean of p(x|z).
 
     Args:
@@ -41,14 +47,28 @@ def sample(run: Run, n: int = 100, *, seed: int = 0, draw: bool = False) -> Floa
         n: How many.
         seed: Of z, and of the pixels if they are drawn.
         draw: Draw x from p(x|z) instead of taking its mean.
+        label: Of all of them, for a model that is told labels; None for as many of each, in order.
 
     Returns:
-        Images in units of the 0..1 pixel, (N, H, W) or in colour (N, H, W, C); draws of a Gaussian may lie outside.
+        Images in units of the 0..1 pixel, (N, H, W) or in colour (N, H, W, C); draws of a Gaussian may lie outside. Of
+        vectors (N, D), in their own units.
 
     Raises:
+        UsageError: The model is not told labels, or has none of that number.
         VaecliError: The run's checkpoint cannot be used.
     """
-    return _pictures(run, run.vae.sample(n, generator(seed, "samples"), draw=draw))
+    classes = None if label is None else torch.full((n,), check_label(run, label))
+    return _as_data(run, run.vae.sample(n, generator(seed, "samples"), draw=draw, classes=classes))
+
+
+def check_label(run: Run, label: int) -> int:
+    """Return a label that a run's model knows. Raises UsageError."""
+    n = run.config.model.n_classes
+    if not n:
+        raise UsageError(f"{run.name}: its model is not told labels; train with model.condition=labels")
+    if not 0 <= label < n:
+        raise UsageError(f"{run.name}: has labels 0 to {n - 1}, and no {label}")
+    return label
 
 
 def reconstruct(run: Run, n: int = 20, *, split: Split = "test", data_dir: Path | None = None) -> Reconstructions:
@@ -65,10 +85,9 @@ def reconstruct(run: Run, n: int = 20, *, split: Split = "test", data_dir: Path 
         DataError: The images cannot be read.
     """
     images = _images(run, split, data_dir).first(n)
-    batch = _preprocess(run, images.pixels, generator(run.config.seed, "evaluation"))
-    return Reconstructions(
-        _pictures(run, images.pixels.float() / 255), _pictures(run, run.vae.reconstruct(batch.input))
-    )
+    batch = _preprocess(run, images, generator(run.config.seed, "evaluation"))
+    originals = images.pixels if run.vae.units is not None else images.pixels.float() / 255
+    return Reconstructions(_as_data(run, originals), _as_data(run, run.vae.reconstruct(batch.input)))
 
 
 @torch.no_grad()
@@ -79,7 +98,8 @@ def encode(run: Run, *, split: Split = "test", data_dir: Path | None = None) -> 
     every time.
     """
     images, stream = _images(run, split, data_dir), generator(run.config.seed, "evaluation")
-    posteriors = [run.vae.encoder(_preprocess(run, chunk, stream).input) for chunk in images.pixels.split(CHUNK)]
+    chunks = (images.at(slice(start, start + CHUNK)) for start in range(0, len(images), CHUNK))
+    posteriors = [run.vae.encoder(_preprocess(run, chunk, stream).input) for chunk in chunks]
     return Encoding(
         mean=torch.cat([q.mean for q in posteriors]).numpy(),
         stddev=torch.cat([q.stddev for q in posteriors]).numpy(),
@@ -88,18 +108,22 @@ def encode(run: Run, *, split: Split = "test", data_dir: Path | None = None) -> 
 
 
 @torch.no_grad()
-def manifold(run: Run, n: int = 20) -> Float[NDArray[np.float32], "N H W *C"]:
+def manifold(run: Run, n: int = 20, *, label: int | None = None) -> Float[NDArray[np.float32], "N ..."]:
     """Return the mean of p(x|z) on an n by n grid of a 2-dimensional latent space, in rows (paper, figure 4).
 
     The grid is even in the unit square and goes through the quantiles of the prior, so that every cell has the same
-    prior mass.
+    prior mass. A model that is told labels is given `label`.
 
     Raises:
-        UsageError: The latent space does not have 2 dimensions.
+        UsageError: The latent space does not have 2 dimensions, or the label is missing or not one of the model's.
         VaecliError: The run's checkpoint cannot be used.
     """
-    means: Tensor = run.vae.decoder(latent_grid(run, n)).mean
-    return _pictures(run, means)
+    z, n_classes = latent_grid(run, n), run.config.model.n_classes
+    if n_classes and label is None:
+        raise UsageError(f"{run.name}: its model is told labels, 0 to {n_classes - 1}: name one with --label")
+    vae = run.vae if label is None else run.vae.given(torch.eye(n_classes)[check_label(run, label)])
+    means: Tensor = vae.decoder(z).mean
+    return _as_data(run, means)
 
 
 @torch.no_grad()
@@ -124,8 +148,10 @@ def latent_grid(run: Run, n: int) -> Float[Tensor, "N 2"]:
 @torch.no_grad()
 def interpolate(
     run: Run, first: int = 0, second: int = 1, n: int = 10, *, split: Split = "test", data_dir: Path | None = None
-) -> Float[NDArray[np.float32], "N H W *C"]:
+) -> Float[NDArray[np.float32], "N ..."]:
     """Return the mean of p(x|z) at n points on the line between the posterior means of two images of a split.
+
+    A model that is told labels goes from the one's to the other's in the same way.
 
     Raises:
         UsageError: The split has no image of that number.
@@ -136,24 +162,30 @@ def interpolate(
     for number in (first, second):
         if not 0 <= number < len(images):
             raise UsageError(f"{run.name}: its {split} split has images 0 to {len(images) - 1}, and no {number}")
-    batch = _preprocess(run, images.pixels[[first, second]], generator(run.config.seed, "evaluation"))
-    ends = run.vae.encoder(batch.input).mean
-    means: Tensor = run.vae.decoder(torch.lerp(ends[:1], ends[1:], torch.linspace(0, 1, n)[:, None])).mean
-    return _pictures(run, means)
+    seen = _preprocess(run, images.at(torch.tensor([first, second])), generator(run.config.seed, "evaluation")).input
+    way = torch.linspace(0, 1, n)[:, None]
+    z, between = (torch.lerp(ends[:1], ends[1:], way) for ends in (run.vae.encoder(seen).mean, seen))
+    means: Tensor = run.vae.given(between).decoder(z).mean
+    return _as_data(run, means)
 
 
 def _images(run: Run, split: Split, data_dir: Path | None) -> Images:
     config = run.config
-    images = Dataset(config.data, config.model.likelihood.support, data_dir).split(split)
+    images = Dataset(config.data, config.support, data_dir).split(split)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {split} split has no images")
     return images
 
 
-def _preprocess(run: Run, pixels: UInt8[Tensor, "N D"], stream: torch.Generator) -> Batch:
-    """Turn pixels into x as in training."""
-    return build_preprocess(run.config.model.likelihood.support, run.config.data)(pixels, stream)
+def _preprocess(run: Run, images: Images, stream: torch.Generator) -> Batch:
+    """Turn images into x as in training."""
+    config = run.config
+    preprocess = build_preprocess(config.support, config.data, config.model.n_classes)
+    return preprocess(images.pixels, stream, images.labels)
 
 
-def _pictures(run: Run, images: Float[Tensor, "N D"]) -> Float[NDArray[np.float32], "N H W *C"]:
-    return images.reshape(-1, *run.checkpoint.image_shape.picture).numpy()
+def _as_data(run: Run, x: Float[Tensor, "N D"]) -> Float[NDArray[np.float32], "N ..."]:
+    """Return x as pictures, or as vectors in their own units."""
+    if run.vae.units is not None:
+        return run.vae.units.restore(x).numpy()
+    return x.reshape(-1, *run.checkpoint.image_shape.picture).numpy()

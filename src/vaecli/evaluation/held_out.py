@@ -1,20 +1,22 @@
 """What is evaluated: the model of one checkpoint, and the held-out images as it sees them."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Int64, Shaped
 from torch import Tensor
 
 from vaecli import devices
 from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.schema import Config
-from vaecli.data.dataset import Batch, Dataset, Images, binarize_dynamically, build_preprocess
+from vaecli.data.dataset import Dataset, Images
+from vaecli.data.preprocess import Batch, binarize_dynamically, build_preprocess
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import write_atomically, write_json
 from vaecli.model.vae import VAE
@@ -36,7 +38,7 @@ class HeldOut:
     vae: VAE
     images: Images
     """As the run sees them: binarised already where that is done once."""
-    grey_pixels: UInt8[Tensor, "N D"]
+    grey_pixels: Shaped[Tensor, "N D"]
     spec: EvaluationSpec
     callback: StageCallback
 
@@ -53,8 +55,8 @@ class HeldOut:
     @cached_property
     def batch(self) -> Batch:
         """Return the images as the model takes them, by random numbers that are the same for every run."""
-        preprocess = build_preprocess(self.config.model.likelihood.support, self.config.data)
-        return preprocess(self.images.pixels, self.generator("evaluation"))
+        preprocess = build_preprocess(self.config.support, self.config.data, self.config.model.n_classes)
+        return preprocess(self.images.pixels, self.generator("evaluation"), self.images.labels)
 
     @cached_property
     def binary_batch(self) -> Batch:
@@ -75,11 +77,43 @@ class HeldOut:
             "n_images": len(self.images),
             "seed": self.spec.seed,
             "decoder": self.config.model.decoder,
-            "support": self.config.model.likelihood.support.value,
+            "support": self.config.support.value,
             "observed": self.config.observed,
             "is_likelihood": self.config.is_likelihood,
             "caveat": self.config.caveat,
         }
+
+
+class Part(NamedTuple):
+    """Hold some images and their model."""
+
+    rows: Int64[Tensor, " b"]
+    """Which they are among all."""
+    vae: VAE
+    batch: Batch
+
+
+def in_parts(vae: VAE, batch: Batch, size: int) -> Iterator[Part]:
+    """Yield all images, at most so many at a time, with their model.
+
+    Where the model is told the class, a part has images of one class and the model is that of this class, so that any
+    z may be decoded by it.
+    """
+    n = len(batch.target)
+    if not vae.n_classes:
+        for rows in torch.arange(n).split(size):
+            yield Part(rows, vae, batch.at(slice(int(rows[0]), int(rows[-1]) + 1)))
+        return
+    classes = batch.input[:, -vae.n_classes :].argmax(1).cpu()
+    for which in classes.unique():
+        for rows in (classes == which).nonzero().flatten().split(size):
+            part = batch.at(rows.to(batch.input.device))
+            yield Part(rows, vae.given(part.input[0]), part)
+
+
+def in_order(parts: Sequence[Tensor], rows: Sequence[Tensor]) -> Tensor:
+    """Return what was found of each part, along the first axis, in the order of all images."""
+    return torch.cat(list(parts))[torch.cat(list(rows)).argsort()]
 
 
 def open_held_out(
@@ -94,7 +128,7 @@ def open_held_out(
     """
     run, vae = open_model(run, device, spec.checkpoint)  # checked before images are read
     config, place, on_stage = run.config, vae.device, callback or silent
-    dataset = Dataset(config.data, config.model.likelihood.support, data_dir, on_stage)
+    dataset = Dataset(config.data, config.support, data_dir, on_stage)
     images = dataset.split(spec.split)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {spec.split} split has no images")

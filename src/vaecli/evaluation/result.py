@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
+from vaecli.config.likelihoods import Support
 from vaecli.errors import VaecliError
 from vaecli.shown import Shown, Summary
 
@@ -61,6 +62,12 @@ class Origin:
     """How pixels became x."""
     is_likelihood: bool
     caveat: str | None
+
+    @property
+    def images(self) -> str:
+        """Say which images, and how they were seen."""
+        what = "vectors," if self.support == Support.REAL else "images, pixels"
+        return f"{self.n_images:,} {self.split} {what} {self.observed}"
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Evaluation(Origin, Shown):
             error = getattr(self, f"{metric}_se", None)
             spread = "" if error is None else f" ± {error:.{digits}f}"
             rows.append((TITLES[metric], f"{self.cell(metric)}{spread}"))
-        about = f"{self.run}, {self.checkpoint}: {self.n_images:,} {self.split} images, pixels {self.observed}"
+        about = f"{self.run}, {self.checkpoint}: {self.images}"
         notes = ["In nats per image, ± the standard error over images."]
         return Summary(about, rows, notes=[*notes, f"The bound is {self.caveat}."] if self.caveat else notes)
 

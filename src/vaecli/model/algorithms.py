@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from vaecli.config.schema import Config, ObjectiveConfig
-from vaecli.data.dataset import Batch
+from vaecli.config.schema import Config
+from vaecli.config.sections import ObjectiveConfig
+from vaecli.data.preprocess import Batch
 from vaecli.model.distributions import Factorised, Posterior
 from vaecli.model.hamiltonian import Point, differentiate, euclidean, transition
 from vaecli.model.objectives import Algorithm, Drawn, Inner, Streams, build_objective, draw, explain, loss, reported

@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
-from vaecli.data.dataset import Batch, Preprocess
+from vaecli.data.preprocess import Batch, Preprocess
 from vaecli.model.distributions import DiagonalNormal, Posterior, standard_normal
 from vaecli.model.objectives import draw, draw_noise
 from vaecli.model.priors import Prior
@@ -51,7 +51,13 @@ class Bound:
 
 
 @torch.no_grad()
-def evaluate_bound(vae: VAE, pixels: UInt8[Tensor, "N D"], preprocess: Preprocess, seed: int) -> Bound:
+def evaluate_bound(
+    vae: VAE,
+    pixels: Shaped[Tensor, "N D"],
+    preprocess: Preprocess,
+    seed: int,
+    labels: Int64[Tensor, " N"] | None = None,
+) -> Bound:
     """Estimate the ELBO by estimator B with one draw per image, and diagnostics of the same draws.
 
     Args:
@@ -59,14 +65,16 @@ def evaluate_bound(vae: VAE, pixels: UInt8[Tensor, "N D"], preprocess: Preproces
         pixels: At least one image.
         preprocess: Turns pixels into x.
         seed: Of the run; evaluation replays its own stream of random numbers.
+        labels: Of the images, for a model that is told them.
     """
     stream = generator(seed, "evaluation", pixels.device)
     log_likelihood = torch.zeros((), dtype=torch.float64, device=pixels.device)
     kl = torch.zeros(vae.latent_dim, dtype=torch.float64, device=pixels.device)
     total_kl, n_at_floor, n_scales = torch.zeros_like(log_likelihood), torch.zeros_like(log_likelihood), 0
     means, in_closed_form = [], True
-    for chunk in pixels.split(CHUNK):
-        batch = preprocess(chunk, stream)
+    for start in range(0, len(pixels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        batch = preprocess(pixels[rows], stream, None if labels is None else labels[rows])
         draws = draw(vae, batch, draw_noise(vae, batch, 1, stream))
         log_likelihood += draws.log_likelihood.sum(dtype=torch.float64)
         per_dimension = kl_per_dimension(draws.posterior, vae.prior)

@@ -4,17 +4,16 @@ The encoder q(z|x) and every decoder p(x|z) are of this one kind. A new decoder 
 `vaecli.config.likelihoods`.
 """
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
-from torch.nn.functional import sigmoid
 
 from vaecli.model.distributions import (
     ContinuousBernoulliProduct,
@@ -22,51 +21,7 @@ from vaecli.model.distributions import (
     DiscretizedLogisticProduct,
     IndependentBernoulli,
 )
-from vaecli.model.special import clamp_with_gradient
-
-
-def _logit(mean: Tensor, margin: float = 1e-3) -> Tensor:
-    """Return the logit, with pixels that are always off or on kept at a finite distance."""
-    return torch.logit(mean, eps=margin)
-
-
-def _identity(output: Tensor) -> Tensor:
-    return output
-
-
-@dataclass(frozen=True)
-class Link:
-    """Map a network's output to a mean, and a mean in units of the 0..1 pixel back to an output."""
-
-    mean: Callable[[Tensor], Tensor]
-    inverse: Callable[[Tensor], Tensor]
-
-
-SIGMOID = Link(sigmoid, _logit)
-LINEAR = Link(_identity, _identity)
-LINKS = {"sigmoid": SIGMOID, "linear": LINEAR}
-"""Gaussian means in the unit interval (paper, appendix C.2), or anywhere."""
-
-
-@dataclass(frozen=True)
-class Floor:
-    """Keep a learned log scale at or above `low`; None for no floor.
-
-    On pixels that hardly vary a learned scale shrinks without end, and the density has no upper bound.
-    """
-
-    low: float | None = None
-
-    def __call__(self, log_scale: Tensor) -> Tensor:
-        """Return max(log_scale, low), from which the scale can rise again."""
-        return log_scale if self.low is None else clamp_with_gradient(log_scale, self.low)
-
-    def reached(self, log_scale: Tensor) -> Tensor | None:
-        """Return where a log scale sits on the floor; None where there is no floor."""
-        return None if self.low is None else log_scale <= self.low
-
-
-NO_FLOOR = Floor()
+from vaecli.model.links import LINEAR, NO_FLOOR, SIGMOID, Floor, Link
 
 
 class Conditional(nn.Module, ABC):
@@ -89,6 +44,16 @@ class Conditional(nn.Module, ABC):
     def forward(self, c: Float[Tensor, "*batch context"]) -> Distribution:
         """Return the distribution of y given c; batch shape (*batch), event shape (D,)."""
         return self.distribution(self.output(c))
+
+    def given(self, context: Float[Tensor, "*context K"]) -> "Conditional":
+        """Return p(y | c, context): the same network, to which K more numbers are given after those of each c.
+
+        Args:
+            context: For each c, or one for all.
+        """
+        bound = copy.copy(self)
+        bound._modules = {**self._modules, "network": _Followed(self.network, context)}
+        return bound
 
     def output(self, c: Float[Tensor, "*batch context"]) -> Float[Tensor, "*batch outputs"]:
         """Return what decides the distribution: `n_params` blocks of D numbers."""
@@ -120,6 +85,18 @@ class Conditional(nn.Module, ABC):
             raise TypeError(f"init: mean_image needs a bias for each output, which {type(output).__name__} has not")
         bias.zero_()
         bias[: len(mean)] = self._inverse_link(mean)
+
+
+class _Followed(nn.Module):
+    """Call a network with inputs that are followed by a context, one for each or the same for all."""
+
+    def __init__(self, network: nn.Module, context: Float[Tensor, "*context K"]) -> None:
+        super().__init__()
+        self.network, self.context = network, context
+
+    def forward(self, c: Float[Tensor, "*batch inputs"]) -> Any:
+        """Return what the network makes of both side by side."""
+        return self.network(torch.cat([c, self.context.expand(*c.shape[:-1], -1)], -1))
 
 
 @final

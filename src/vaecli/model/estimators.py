@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from vaecli.data.dataset import Batch
+from vaecli.data.preprocess import Batch
 from vaecli.model.joint import LogJoint
 from vaecli.model.objectives import Elbo, draw, draw_noise
 from vaecli.model.proposals import Proposal

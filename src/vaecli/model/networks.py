@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from vaecli.config.schema import ModelConfig
+from vaecli.config.sections import ModelConfig
 from vaecli.data.image_grid import ImageShape
 from vaecli.errors import UsageError
 from vaecli.products import Linear
@@ -91,6 +91,18 @@ class OverRows(nn.Sequential):
         return y.reshape(*x.shape[:-1], y.shape[-1])
 
 
+class Beside(nn.Module):
+    """Apply layers to the first n numbers of every row, and let the others follow what comes out."""
+
+    def __init__(self, layers: nn.Module, n: int) -> None:
+        super().__init__()
+        self.layers, self.n = layers, n
+
+    def forward(self, x: Float[Tensor, "N inputs"]) -> Float[Tensor, "N outputs"]:
+        """Return both side by side."""
+        return torch.cat([self.layers(x[:, : self.n]), x[:, self.n :]], -1)
+
+
 ROWS, PICTURES = -1, 1
 """The axis along which lie the units of a layer, of perceptrons and of convolutions."""
 
@@ -127,7 +139,8 @@ class Networks(NamedTuple):
     """Hold the two networks of a VAE."""
 
     encoder: nn.Module
-    """From a flat image (*batch, D) to the posterior's parameters (*batch, n_outputs)."""
+    """From a flat image (*batch, D) to the posterior's parameters (*batch, n_outputs). K more numbers follow the image,
+    and z of the decoder, where the model is told which of K classes it is."""
     decoder: nn.Module
     """From z (*batch, Z) to the likelihood's parameters (*batch, n_params · D), in blocks of D; its last layer has a
     bias for each."""
@@ -135,12 +148,10 @@ class Networks(NamedTuple):
 
 def perceptrons(config: ModelConfig, image_shape: ImageShape, n_outputs: int, n_params: int) -> Networks:
     """Build two perceptrons, the decoder as the mirror image of the encoder."""
-    n_pixels, hidden = image_shape.n_pixels, config.hidden_dim
+    n_pixels, hidden, choices = image_shape.n_pixels, config.hidden_dim, (config.activation, config.normalization)
     return Networks(
-        perceptron((n_pixels, *hidden, n_outputs), config.activation, config.normalization),
-        perceptron(
-            (config.latent_dim, *reversed(hidden), n_params * n_pixels), config.activation, config.normalization
-        ),
+        perceptron((n_pixels + config.n_classes, *hidden, n_outputs), *choices),
+        perceptron((config.latent_dim + config.n_classes, *reversed(hidden), n_params * n_pixels), *choices),
     )
 
 
@@ -165,20 +176,23 @@ def convolutions(config: ModelConfig, image_shape: ImageShape, n_outputs: int, n
         UsageError: There are more convolutions than an image can be halved.
     """
     shapes, hidden = _halved(image_shape, config.channels_of_layers), config.hidden_dim
-    smallest, choices = shapes[-1], (config.activation, config.normalization)
+    smallest, choices, n_classes = shapes[-1], (config.activation, config.normalization), config.n_classes
     down: list[nn.Module] = [FromRows(image_shape)]
     for large, small in pairwise(shapes):
         down += hidden_layer(partial(_halving, large), small.channels, *choices, PICTURES)
     up = hidden_layer(
-        lambda n, bias: perceptron((config.latent_dim, *reversed(hidden), n), *choices, bias=bias),
+        lambda n, bias: perceptron((config.latent_dim + n_classes, *reversed(hidden), n), *choices, bias=bias),
         smallest.n_pixels, *choices, ROWS,
     )  # fmt: skip
     up.append(nn.Unflatten(1, smallest))
     for small, large in pairwise(shapes[:0:-1]):
         up += hidden_layer(partial(_doubling, small, large), large.channels, *choices, PICTURES)
     up.append(_doubling(shapes[1], image_shape, n_params * image_shape.channels, bias=False))
+    down.append(nn.Flatten())
+    if n_classes:  # of convolutions a class is no part
+        down = [Beside(nn.Sequential(*down), image_shape.n_pixels)]
     return Networks(
-        OverRows(*down, nn.Flatten(), *perceptron((smallest.n_pixels, *hidden, n_outputs), *choices)),
+        OverRows(*down, *perceptron((smallest.n_pixels + n_classes, *hidden, n_outputs), *choices)),
         OverRows(*up, ToRows(image_shape, n_params)),
     )
 

@@ -16,8 +16,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vaecli.config.schema import ObjectiveConfig
-from vaecli.data.dataset import Batch
+from vaecli.config.sections import ObjectiveConfig
+from vaecli.data.preprocess import Batch
 from vaecli.model.distributions import Posterior, Transported, standard_normal
 from vaecli.model.priors import Prior
 from vaecli.model.vae import VAE, kl_per_dimension
@@ -116,7 +116,7 @@ def draw(vae: VAE, batch: Batch, epsilon: Float[Tensor, "S B Z"]) -> Draws:
 
 def explain(vae: VAE, batch: Batch, posterior: Posterior, drawn: Transported) -> Draws:
     """Compute how well each z drawn from the posterior of an image explains it."""
-    likelihood = vae.decoder(drawn.z)
+    likelihood = vae.given(batch.input).decoder(drawn.z)
     return Draws(vae.prior, posterior, *drawn, likelihood, likelihood.log_prob(batch.target))
 
 

@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
-from vaecli.data.dataset import Batch
+from vaecli.data.preprocess import Batch
 from vaecli.model.distributions import Posterior, standard_normal
 from vaecli.model.laplace import find_modes, log_volume
 from vaecli.model.vae import VAE

@@ -5,21 +5,25 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from vaecli.config.schema import ModelConfig
+from vaecli.config.sections import ModelConfig
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch
+from vaecli.data.vectors import Units
 from vaecli.model import conditionals
-from vaecli.model.conditionals import LINKS, Conditional, Described, Floor, Gaussian
+from vaecli.model.conditionals import Conditional, Described, Gaussian
 from vaecli.model.distributions import DiagonalNormal, Factorised
+from vaecli.model.links import LINKS, Floor
 from vaecli.model.networks import NETWORKS, initialise
 from vaecli.model.posteriors import Flow, FullCovariance, FullNormal
 from vaecli.model.priors import Examples, GaussianMixture, Prior, StandardNormal, VampPrior
 
 CHUNK = 1000
 """Images that are decoded at a time."""
+Classes = Int64[Tensor, " n"]
 
 
 CLOSED_FORM_KL: dict[tuple[type[Distribution], type[Prior]], Callable[[Any], Tensor]] = {
@@ -42,13 +46,25 @@ class VAE(nn.Module):
         encoder: q(z|x); `vae.encoder(x)` with x of shape (*batch, D) is a distribution over (*batch, Z).
         decoder: p(x|z); `vae.decoder(z)` with z of shape (*batch, Z) is a distribution over (*batch, D).
         prior: p(z).
+        n_classes: K, where both are told which of K classes an image is: `vae.encoder` then takes (*batch, D + K) and
+            `vae.decoder` (*batch, Z + K), the class as K numbers of which one is 1. `given` takes care of the second.
+        units: What x is made back into vectors by; None of images.
     """
 
-    def __init__(self, encoder: Conditional, decoder: Conditional, prior: Prior) -> None:
+    def __init__(
+        self,
+        encoder: Conditional,
+        decoder: Conditional,
+        prior: Prior,
+        n_classes: int = 0,
+        units: "Standardised | None" = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.prior = prior
+        self.n_classes = n_classes
+        self.units = units
 
     @property
     def latent_dim(self) -> int:
@@ -60,30 +76,82 @@ class VAE(nn.Module):
         """Return the device of the parameters."""
         return next(self.parameters()).device
 
+    def given(self, seen: Float[Tensor, "*batch inputs"]) -> "VAE":
+        """Return the model of images of known classes, p(x, z|y); where it is not told the class, the same model.
+
+        Args:
+            seen: What the encoder is given of these images, or of one for all: it ends with the class.
+        """
+        if not self.n_classes:
+            return self
+        return VAE(self.encoder, self.decoder.given(seen[..., -self.n_classes :]), self.prior, units=self.units)
+
     @torch.no_grad()
-    def sample(self, n: int, generator: torch.Generator, *, draw: bool = False) -> Float[Tensor, "n D"]:
-        """Draw z ~ p(z) n times and return the mean of each p(x|z), or a draw from it."""
+    def sample(
+        self, n: int, generator: torch.Generator, *, draw: bool = False, classes: Classes | None = None
+    ) -> Float[Tensor, "n D"]:
+        """Draw z ~ p(z) n times and return the mean of each p(x|z), or a draw from it; classes as for `simulate`."""
         if draw:
-            return self.simulate(n, generator)[1]
+            return self.simulate(n, generator, classes)[1].target
         z = self.prior.draw(n, next(self.parameters()), generator)
-        return torch.cat([self._decode(chunk, None) for chunk in z.split(CHUNK)])
+        return self._decode(z, self._one_hot(n, classes), None)
 
     @torch.no_grad()
-    def simulate(self, n: int, generator: torch.Generator) -> tuple[Float[Tensor, "n Z"], Float[Tensor, "n D"]]:
-        """Draw z ~ p(z) n times and x from each p(x|z): z is then an exact draw from p(z|x)."""
-        z = self.prior.draw(n, next(self.parameters()), generator)
-        return z, torch.cat([self._decode(chunk, generator) for chunk in z.split(CHUNK)])
+    def simulate(
+        self, n: int, generator: torch.Generator, classes: Classes | None = None
+    ) -> tuple[Float[Tensor, "n Z"], Batch]:
+        """Draw z ~ p(z) n times and x from each p(x|z): z is then an exact draw from p(z|x).
 
-    def _decode(self, z: Tensor, generator: torch.Generator | None) -> Tensor:
-        likelihood = self.decoder(z)
-        assert isinstance(likelihood, Factorised)
-        return likelihood.mean if generator is None else likelihood.draw(generator)
+        Args:
+            n: How many.
+            generator: Draws them.
+            classes: Of each, where the model is told them; None for as many of each class, in order.
+        """
+        z, one_hot = self.prior.draw(n, next(self.parameters()), generator), self._one_hot(n, classes)
+        x = self._decode(z, one_hot, generator)
+        return z, Batch(torch.cat([x, one_hot], -1) if self.n_classes else x, x)
+
+    def _one_hot(self, n: int, classes: Classes | None) -> Float[Tensor, "n K"]:
+        like = next(self.parameters())
+        if not self.n_classes:
+            return like.new_empty(n, 0)
+        which = torch.arange(n) * self.n_classes // n if classes is None else classes
+        return torch.eye(self.n_classes, dtype=like.dtype, device=like.device)[which.to(like.device)]
+
+    def _decode(self, z: Tensor, one_hot: Tensor, generator: torch.Generator | None) -> Tensor:
+        parts = []
+        for some_z, some_classes in zip(z.split(CHUNK), one_hot.split(CHUNK), strict=True):
+            likelihood = self.given(some_classes).decoder(some_z)
+            assert isinstance(likelihood, Factorised)
+            parts.append(likelihood.mean if generator is None else likelihood.draw(generator))
+        return torch.cat(parts)
 
     @torch.no_grad()
-    def reconstruct(self, x: Float[Tensor, "B D"]) -> Float[Tensor, "B D"]:
-        """Return the mean of p(x|z) at the posterior mean of each image."""
-        reconstruction: Tensor = self.decoder(self.encoder(x).mean).mean
+    def reconstruct(self, seen: Float[Tensor, "B inputs"]) -> Float[Tensor, "B D"]:
+        """Return the mean of p(x|z) at the posterior mean of each image that the encoder is given."""
+        reconstruction: Tensor = self.given(seen).decoder(self.encoder(seen).mean).mean
         return reconstruction
+
+
+class Standardised(nn.Module):
+    """Hold the mean and the deviation that x = (v - mean)/scale was made of a vector v by, with the weights."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(n))
+        self.register_buffer("scale", torch.ones(n))
+
+    def take(self, units: Units) -> None:
+        """Hold these."""
+        self.mean.copy_(torch.from_numpy(units.mean))
+        self.scale.copy_(torch.from_numpy(units.scale))
+
+    def restore(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+        """Return v."""
+        return x * self.scale + self.mean
 
 
 @contextmanager
@@ -102,6 +170,8 @@ def build_vae(
     generator: torch.Generator,
     mean_image: Float[Tensor, " D"] | None = None,
     examples: Examples | None = None,
+    *,
+    of_vectors: bool = False,
 ) -> VAE:
     """Build the VAE that a config describes, on the CPU. Past this point nothing knows of YAML or of decoders' names.
 
@@ -111,9 +181,11 @@ def build_vae(
         generator: Draws the initial parameters; on the CPU.
         mean_image: The mean training image in units of the 0..1 pixel, for `init: mean_image`.
         examples: Returns training images, for a prior that starts from some.
+        of_vectors: Whether the data are vectors, and the shape that of a picture of one row; their units are set by
+            who knows them.
     """
     with torch.random.fork_rng(devices=[]):  # a layer's constructor draws from the global generator
-        vae = _assemble(config, image_shape)
+        vae = _assemble(config, image_shape, of_vectors=of_vectors)
     for module in (*vae.encoder.children(), *vae.decoder.children()):  # networks, and what else has parameters
         initialise(module, "torch" if config.init == "mean_image" else config.init, generator)
     vae.prior.initialise(generator, examples)
@@ -122,10 +194,10 @@ def build_vae(
     return vae
 
 
-def build_meta_vae(config: ModelConfig, image_shape: ImageShape) -> VAE:
+def build_meta_vae(config: ModelConfig, image_shape: ImageShape, *, of_vectors: bool = False) -> VAE:
     """Build the VAE that a config describes on the meta device: shapes that take no memory, however large."""
     with torch.device("meta"):
-        return _assemble(config, image_shape)
+        return _assemble(config, image_shape, of_vectors=of_vectors)
 
 
 class Family(NamedTuple):
@@ -159,7 +231,7 @@ SETTINGS: dict[str, tuple[str, Callable[[ModelConfig], Any]]] = {
 """A decoder's settings in the config: the argument that each becomes, and its value."""
 
 
-def _assemble(config: ModelConfig, image_shape: ImageShape) -> VAE:
+def _assemble(config: ModelConfig, image_shape: ImageShape, *, of_vectors: bool) -> VAE:
     likelihood = config.likelihood
     decoder_class: type[Conditional] = getattr(conditionals, likelihood.class_name)
     arguments = {argument: value(config) for argument, value in (SETTINGS[name] for name in likelihood.settings)}
@@ -168,4 +240,5 @@ def _assemble(config: ModelConfig, image_shape: ImageShape) -> VAE:
     networks = NETWORKS[config.network](config, image_shape, n_outputs, decoder_class.n_params)
     encoder = family.build(networks.encoder, config.latent_dim)
     decoder = decoder_class(networks.decoder, **arguments)
-    return VAE(encoder, decoder, PRIORS[config.prior](config, image_shape, encoder))
+    units = Standardised(image_shape.n_pixels) if of_vectors else None
+    return VAE(encoder, decoder, PRIORS[config.prior](config, image_shape, encoder), config.n_classes, units)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vaecli.config.likelihoods import Support
 from vaecli.config.loading import load_config, override
 from vaecli.config.schema import Config, get_setting
 from vaecli.errors import ConfigError, UsageError, suggest
@@ -179,13 +180,12 @@ def check_where(spec: ExperimentSpec, configs: Sequence[Config], keys: Sequence[
 
 def n_training_images(config: Config, data_dir: Path | None) -> int:
     """Return how many images an epoch has. Raises DataError."""
-    return _count(config.data.model_dump_json(), config.model.decoder, data_dir)
+    return _count(config.data.model_dump_json(), config.support, data_dir)
 
 
 @functools.cache
-def _count(data: str, decoder: str, data_dir: Path | None) -> int:
-    from vaecli.config.likelihoods import LIKELIHOODS  # noqa: PLC0415
-    from vaecli.config.schema import DataConfig  # noqa: PLC0415
+def _count(data: str, support: Support, data_dir: Path | None) -> int:
+    from vaecli.config.sections import DataConfig  # noqa: PLC0415
     from vaecli.data.dataset import Dataset  # noqa: PLC0415 (torch)
 
-    return len(Dataset(DataConfig.model_validate_json(data), LIKELIHOODS[decoder].support, data_dir).train)
+    return len(Dataset(DataConfig.model_validate_json(data), support, data_dir).train)

@@ -19,7 +19,8 @@ from torch import Tensor
 from vaecli.config.likelihoods import Support
 from vaecli.config.loading import dump_config
 from vaecli.config.schema import Config
-from vaecli.data.dataset import Batch, Dataset, Images, Split, build_preprocess
+from vaecli.data.dataset import Dataset, Images, Split
+from vaecli.data.preprocess import Batch, build_preprocess
 from vaecli.errors import UsageError, VaecliError
 from vaecli.evaluation.result import Evaluation, read_evaluation
 from vaecli.files import finite, write_text
@@ -56,7 +57,7 @@ class Shown:
     @cached_property
     def batch(self) -> Batch:
         """Return the images by evaluation's own random numbers, the same every time."""
-        preprocess = build_preprocess(self.config.model.likelihood.support, self.config.data)
+        preprocess = build_preprocess(self.config.support, self.config.data)
         return preprocess(self.images.pixels, generator(self.config.seed, "evaluation"))
 
     @property
@@ -98,8 +99,10 @@ def explore(run: Run, out: Path | None = None, *, split: Split = "test", data_di
         DataError: The images cannot be read.
         VaecliError: The run's checkpoint cannot be used, or the file cannot be written.
     """
-    _ = run.vae  # checked before images are read
-    images = Dataset(run.config.data, run.config.model.likelihood.support, data_dir).split(split)
+    if run.vae.units is not None or run.vae.n_classes:  # the checkpoint is checked before images are read
+        what = "is of vectors, of which" if run.vae.units is not None else "is told labels, for which"
+        raise UsageError(f"{run.name}: {what} the explorer has no controls; vae sample writes what it draws")
+    images = Dataset(run.config.data, run.config.support, data_dir).split(split)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {split} split has no images")
     n = min(MAX_IMAGES, max(1, MAX_BYTES // images.shape.n_pixels))
@@ -178,7 +181,7 @@ def _describe_images(shown: Shown, arrays: Arrays) -> dict[str, Any]:
 
 def _preprocessing(config: Config) -> str:
     """Say how pixels become x, as the page does it with what is drawn there."""
-    support = config.model.likelihood.support
+    support = config.support
     if support is Support.BINARY and config.data.binarize != "none":
         return "threshold" if config.data.binarize == "threshold" else "binarise"
     return "dequantise" if support is Support.UNIT_INTERVAL and config.data.dequantize else "scale"

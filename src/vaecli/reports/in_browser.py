@@ -15,11 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vaecli.data.dataset import Batch
 from vaecli.data.image_grid import ImageShape
+from vaecli.data.preprocess import Batch
 from vaecli.errors import UsageError
 from vaecli.model.conditionals import (
-    LINKS,
     Bernoulli,
     Conditional,
     ContinuousBernoulli,
@@ -28,6 +27,7 @@ from vaecli.model.conditionals import (
     Gaussian,
 )
 from vaecli.model.distributions import DiagonalNormal
+from vaecli.model.links import LINKS
 from vaecli.model.networks import FromRows, Gate, ToRows
 from vaecli.model.posteriors import CONTEXT, Flow, FullCovariance, fixed_noise
 from vaecli.model.priors import GaussianMixture, Prior, StandardNormal, VampPrior

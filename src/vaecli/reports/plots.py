@@ -90,7 +90,7 @@ def curves(found: SweepResult) -> Figure:
     """Plot the ELBO of held-out images over images seen, a chart for each support, a line a run, a colour a decoder."""
     groups: dict[str, list[str]] = {}
     for result in found.results:
-        decoders = groups.setdefault(result.config.model.likelihood.support.value, [])
+        decoders = groups.setdefault(result.config.support.value, [])
         decoders += [] if result.decoder in decoders else [result.decoder]
     split = split_of_curves(found)
     figure, charts = _charts(len(groups))

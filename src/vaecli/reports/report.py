@@ -174,7 +174,7 @@ def _caption(found: SweepResult, key: str, axes: list[str]) -> str:
 
 
 def _several_charts(found: SweepResult) -> str:
-    several = len({result.config.model.likelihood.support for result in found.results}) > 1
+    several = len({result.config.support for result in found.results}) > 1
     return " Each chart has its own scale: bounds of two supports cannot be compared." if several else ""
 
 

@@ -95,7 +95,12 @@ class Checkpoint:
 
     def build_vae(self) -> VAE:
         """Build the model with these weights, on the CPU."""
-        vae = build_vae(self.config.model, self.image_shape, generator(self.config.seed, "init"))
+        vae = build_vae(
+            self.config.model,
+            self.image_shape,
+            generator(self.config.seed, "init"),
+            of_vectors=self.config.data.kind == "vectors",
+        )
         vae.load_state_dict(self.model)
         return vae.eval()
 
@@ -176,7 +181,7 @@ def _parse(content: Mapping[str, Any]) -> Checkpoint:
     values["image_shape"] = shape = ImageShape(*values["image_shape"])
     if not all(map(_is_count, shape)) or not shape.is_usable:
         raise ValueError(f"image_shape is {' x '.join(map(repr, shape))}")
-    vae = build_meta_vae(config.model, shape)
+    vae = build_meta_vae(config.model, shape, of_vectors=config.data.kind == "vectors")
     _check_tensors("model", values["model"], vae.state_dict())
     if not all(value.isfinite().all() for value in values["model"].values()):
         raise ValueError("model has weights that are not finite")

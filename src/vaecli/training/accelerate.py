@@ -211,8 +211,8 @@ class CudaGraphStep:
         self._terms: Tensor | None = None
         first = step.states[0]
         n, size, device = first.chunk_size, first.batch_size, first.vae.device
-        n_pixels = first.images.pixels.shape[1]
-        self._pixels = torch.empty(len(step.states), n, size, n_pixels, dtype=torch.uint8, device=device)
+        of_all = first.images.pixels
+        self._pixels = of_all.new_empty(len(step.states), n, size, of_all.shape[1], device=device)
         self._schedule = torch.empty(2, n, device=device)
         self._chunks = [
             [Minibatch(*one) for one in zip(pixels, *self._schedule, strict=True)] for pixels in self._pixels

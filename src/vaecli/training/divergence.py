@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from vaecli.data.dataset import Batch
+from vaecli.data.preprocess import Batch
 from vaecli.errors import DivergedError, VaecliError
 from vaecli.model.objectives import build_objective
 from vaecli.runs.checkpoint import Checkpoint

@@ -120,5 +120,5 @@ def _time_validation(state: TrainingState, dataset: Dataset) -> float:
     shown = images.first(VALIDATED).to(state.vae.device)
     with evaluating(state.vae):
         began_at = time.perf_counter()
-        evaluate_bound(state.vae, shown.pixels, state.preprocess, state.config.seed)
+        evaluate_bound(state.vae, shown.pixels, state.preprocess, state.config.seed, shown.labels)
     return (time.perf_counter() - began_at) * len(images) / len(shown)

@@ -24,8 +24,9 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from vaecli.data.dataset import Images, Preprocess
+from vaecli.data.dataset import Images
 from vaecli.data.image_grid import ImageShape, as_seen, grid, paired_grid
+from vaecli.data.preprocess import Preprocess
 from vaecli.errors import VaecliError
 from vaecli.files import finite, unshare, write_atomically, write_text
 from vaecli.model.vae import VAE
@@ -153,7 +154,7 @@ def reconstruction_picture(
         generator: What that draws from.
     """
     originals = images.pixels.float() / 255
-    reconstructions = vae.reconstruct(preprocess(images.pixels, generator).input)
+    reconstructions = vae.reconstruct(preprocess(images.pixels, generator, images.labels).input)
     shape = (-1, *images.shape.picture)
     return paired_grid(originals.cpu().reshape(shape).numpy(), reconstructions.cpu().reshape(shape).numpy())
 
@@ -171,12 +172,17 @@ PROJECTOR_CONFIG = """\
 embeddings {{
   tensor_name: "posterior means of test images"
   tensor_path: "embedding.tsv"
-{labels}  sprite {{
+{more}}}
+"""
+OF_LABELS = """\
+  metadata_path: "labels.tsv"
+"""
+OF_THUMBNAILS = """\
+  sprite {{
     image_path: "thumbnails.png"
     single_image_dim: {width}
     single_image_dim: {height}
   }}
-}}
 """
 
 
@@ -184,7 +190,7 @@ embeddings {{
 def write_projector(
     directory: Path, vae: VAE, images: Images, preprocess: Preprocess, generator: torch.Generator
 ) -> None:
-    """Write what TensorBoard's projector shows: posterior means, with labels and thumbnails.
+    """Write what TensorBoard's projector shows: posterior means, with labels, and thumbnails of what are images.
 
     Args:
         directory: Where the event files of the run are.
@@ -193,13 +199,23 @@ def write_projector(
         preprocess: Turns pixels into x.
         generator: What that draws from.
     """
-    means = vae.encoder(preprocess(images.pixels, generator).input).mean.cpu().numpy()
+    means = vae.encoder(preprocess(images.pixels, generator, images.labels).input).mean.cpu().numpy()
     # Of fewer than three dimensions the projector finds no principal components, and shows nothing.
     means = np.pad(means, [(0, 0), (0, max(0, 3 - means.shape[1]))])
     rows = "\n".join("\t".join(f"{value:.5g}" for value in row) for row in means)
     write_text(directory / "embedding.tsv", rows + "\n")
+    more = ""
     if images.labels is not None:
         write_text(directory / "labels.tsv", "\n".join(map(str, images.labels.tolist())) + "\n")
+        more += OF_LABELS
+    if vae.units is None:
+        width, height = _write_thumbnails(directory, images)
+        more += OF_THUMBNAILS.format(width=width, height=height)
+    write_text(directory / "projector_config.pbtxt", PROJECTOR_CONFIG.format(more=more))
+
+
+def _write_thumbnails(directory: Path, images: Images) -> tuple[int, int]:
+    """Write pictures of the images, and return the width and the height of one."""
     columns = math.ceil(math.sqrt(len(images)))  # the projector wants a square of thumbnails with nothing between
     pixels = as_seen((images.pixels.reshape(-1, *images.shape.picture).float() / 255).cpu().numpy())
     height, width = pixels.shape[1:3]
@@ -209,5 +225,4 @@ def write_projector(
     write_atomically(
         directory / "thumbnails.png", lambda file: Image.fromarray(thumbnails).save(file, format="PNG", optimize=True)
     )
-    labels = '  metadata_path: "labels.tsv"\n' if images.labels is not None else ""
-    write_text(directory / "projector_config.pbtxt", PROJECTOR_CONFIG.format(labels=labels, width=width, height=height))
+    return width, height

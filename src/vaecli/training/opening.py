@@ -5,15 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from vaecli import devices
 from vaecli.config.loading import fixed_differences
-from vaecli.config.schema import RESUMABLE, Config, TrainingConfig
-from vaecli.data.dataset import Dataset, Images, build_preprocess
+from vaecli.config.schema import RESUMABLE, Config
+from vaecli.config.sections import TrainingConfig
+from vaecli.data.dataset import SPLITS, Dataset, Images
+from vaecli.data.preprocess import build_preprocess, check_labels
 from vaecli.data.summaries import fingerprint, mean_image, sha256_of_images
+from vaecli.data.vectors import Units
 from vaecli.errors import ReproducibilityWarning, UsageError, VaecliError, command_line, in_plain_words
 from vaecli.files import may_be_file
 from vaecli.model.algorithms import build_algorithm
@@ -106,11 +109,14 @@ def first_state(
     devices.allow_tf32(device, config.training.tf32)
     if share is not None and share.state.vae.device != device:
         share = None
-    support, directory = config.model.likelihood.support, None if data_dir is None else Path(data_dir)
+    support, directory = config.support, None if data_dir is None else Path(data_dir)
     dataset = share.dataset if share else Dataset(config.data, support, directory, controls.on_stage)
-    _ = dataset.test  # which the end of training needs: better known to be there before than after
+    for split in SPLITS:  # which the end of training needs: better known to be there before than after
+        if config.model.n_classes:
+            check_labels(dataset.split(split).labels, config.model.n_classes)
+    _ = dataset.test
     try:
-        state = new_state(config, dataset.train, device, share.state if share else None)
+        state = new_state(config, dataset.train, device, share.state if share else None, dataset.units)
     except (MemoryError, RuntimeError) as error:
         raise in_plain_words(error, 1) from None
     if init_from is not None:
@@ -141,7 +147,11 @@ def _resumable(run: Run, checkpoint: Checkpoint | None, config: Config | None) -
 
 
 def new_state(
-    config: Config, images: Images, device: torch.device, share: TrainingState | None = None
+    config: Config,
+    images: Images,
+    device: torch.device,
+    share: TrainingState | None = None,
+    units: Units | None = None,
 ) -> TrainingState:
     """Build the state before the first step. Raises UsageError where the model is too large.
 
@@ -150,21 +160,28 @@ def new_state(
         images: To train on; they go to the device.
         device: Where to train.
         share: A state with the same images on the same device, whose copy of them is used.
+        units: What vectors were standardised by; None of images.
     """
     _check_size(config, images, device)
     known = images.pixels.numpy(), images.origin, images.on_stage
-    mean = torch.from_numpy(mean_image(*known)) if config.model.init == "mean_image" else None
+    mean = None
+    if config.model.init == "mean_image":
+        mean = torch.from_numpy(mean_image(*known)) if units is None else torch.zeros(images.shape.n_pixels)
 
     def examples(n: int) -> Tensor:
         return images.spread(n).pixels.float() / 255
 
-    vae = build_vae(config.model, images.shape, generator(config.seed, "init"), mean, examples).to(device)
+    start = generator(config.seed, "init")
+    vae = build_vae(config.model, images.shape, start, mean, examples, of_vectors=units is not None)
+    if units is not None and vae.units is not None:
+        vae.units.take(units)
+    vae = vae.to(device)
     _check_minibatches(vae, len(images), config.training.batch_size)
     steps = -(-len(images) // config.training.batch_size)
     return TrainingState(
         config=config,
         images=share.images if share else replace(images, pixels=_placed(images.pixels, device)),
-        preprocess=build_preprocess(config.model.likelihood.support, config.data),
+        preprocess=build_preprocess(config.support, config.data, config.model.n_classes),
         vae=vae,
         algorithm=build_algorithm(config, vae, len(images)),
         optimizer=build_optimizer(config.optimizer, vae.parameters()),
@@ -197,10 +214,10 @@ def _check_minibatches(vae: VAE, n_images: int, size: int) -> None:
         )
 
 
-def _placed(pixels: UInt8[Tensor, "N D"], device: torch.device) -> UInt8[Tensor, "N D"]:
+def _placed(pixels: Shaped[Tensor, "N D"], device: torch.device) -> Shaped[Tensor, "N D"]:
     """Put the pixels on the device, if they take no more than half of its memory; else leave them where they are."""
     available = devices.memory(device)
-    return pixels if available is not None and 2 * pixels.numel() > available else pixels.to(device)
+    return pixels if available is not None and 2 * pixels.nbytes > available else pixels.to(device)
 
 
 def _check_size(config: Config, images: Images, device: torch.device) -> None:

@@ -12,7 +12,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from vaecli.config.schema import OptimizerConfig
+from vaecli.config.sections import OptimizerConfig
 
 Moments = dict[str, Tensor]
 """The running statistics of one parameter, by name; each of its shape."""

@@ -152,7 +152,7 @@ class Recorder:
         facts = {
             "identity": config.identity,
             "decoder": config.model.decoder,
-            "support": config.model.likelihood.support.value,
+            "support": config.support.value,
             "caveat": config.caveat,
             "data": config.data.name,
             "latent_dim": config.model.latent_dim,
@@ -168,7 +168,8 @@ class Recorder:
             shown = test.first(PROJECTED).to(self._state.vae.device)
             directory = self._run.path / "tensorboard" / "validation"
             write_projector(directory, self._state.vae, shown, self._state.preprocess, self._generator("evaluation"))
-        save_png(self._run.path / "samples" / "prior.png", self._prior_picture())
+        if self._has_pictures:
+            save_png(self._run.path / "samples" / "prior.png", self._prior_picture())
         self.status(state)
 
     def _end_validation(self, bound: Bound) -> None:
@@ -199,13 +200,17 @@ class Recorder:
         }
 
     def _log_pictures(self, epoch: int) -> None:
-        if epoch % _epochs_between_pictures(epoch):
+        if not self._has_pictures or epoch % _epochs_between_pictures(epoch):
             return
         assert self._shown is not None
         state, images, stream = self._state, self._state.progress.images, self._generator("samples")
         pairs = reconstruction_picture(state.vae, self._shown, state.preprocess, stream)
         self._logs.validation.image("reconstructions", pairs, images)
         self._logs.validation.image("prior_samples", self._prior_picture(), images)
+
+    @property
+    def _has_pictures(self) -> bool:
+        return self._config.data.kind == "images"
 
     def _prior_picture(self) -> Any:
         return prior_picture(self._state.vae, self._state.images.shape, SAMPLES, self._generator("samples"))

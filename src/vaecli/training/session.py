@@ -98,7 +98,9 @@ class Session:
             bound = None
             with evaluating(vae):
                 if len(validation):
-                    bound = evaluate_bound(vae, validation.pixels, self.state.preprocess, self.state.config.seed)
+                    bound = evaluate_bound(
+                        vae, validation.pixels, self.state.preprocess, self.state.config.seed, validation.labels
+                    )
                     self._keep_if_best(bound)
                 self._recorder.end_epoch(bound)
             self._save_if_due()

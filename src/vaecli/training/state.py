@@ -6,12 +6,13 @@ from itertools import islice
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from vaecli.config.schema import Config
-from vaecli.data.dataset import Images, Preprocess
+from vaecli.data.dataset import Images
 from vaecli.data.minibatches import MinibatchRows, gather
+from vaecli.data.preprocess import Preprocess
 from vaecli.devices import DEFAULTS, PRODUCTS, STEPS, conditions
 from vaecli.errors import UsageError, VaecliError
 from vaecli.model.objectives import Algorithm, Drawn, Streams, draw_noise, kl_weight
@@ -31,7 +32,7 @@ TrainingStream = Literal["permutation", "epsilon", "pixels"]
 class Minibatch(NamedTuple):
     """Hold what one step depends on, beside the state that it changes."""
 
-    pixels: UInt8[Tensor, "M D"]
+    pixels: Shaped[Tensor, "M D"]
     kl_weight: float | Float[Tensor, ""]
     learning_rate: float | Float[Tensor, ""]
 
@@ -88,7 +89,8 @@ class TrainingState:
     def uses_cuda_graph(self) -> bool:
         """Return whether steps are replayed: if asked for, where parameters and images lie on a CUDA device."""
         on_cuda = self.vae.device.type == "cuda" and self.images.pixels.device.type == "cuda"
-        return self.config.training.cuda_graph and on_cuda and not self.algorithm.memory
+        is_same_for_all = not self.algorithm.memory and not self.preprocess.n_classes
+        return self.config.training.cuda_graph and on_cuda and is_same_for_all
 
     @property
     def chunk_size(self) -> int:
@@ -115,7 +117,7 @@ class TrainingState:
             ]
 
     def minibatches(self) -> Iterator[Tensor]:
-        """Yield the pixels of each minibatch that is left of the epoch, uint8 (M, D), on the device."""
+        """Yield the pixels of each minibatch that is left of the epoch, (M, D), on the device."""
         return gather(self.images.pixels, self.rows(), self.vae.device)
 
     def rows(self) -> Sequence[Tensor]:
@@ -135,10 +137,15 @@ class TrainingState:
             )
             self.generators["permutation"].set_state(stream.get_state())
 
-    def draw(self, pixels: UInt8[Tensor, "M D"]) -> Drawn:
+    def labels(self) -> Int64[Tensor, " M"] | None:
+        """Return the labels of the next minibatch, where the model is told them."""
+        known = self.images.labels if self.preprocess.n_classes else None
+        return None if known is None else known[self.rows()[0].to(known.device)]
+
+    def draw(self, pixels: Shaped[Tensor, "M D"]) -> Drawn:
         """Draw what a step needs from the state's own streams: x from the pixels, ε, and what the algorithm adds."""
         streams = Streams(self.generators["epsilon"], self.generators["pixels"])
-        batch = self.preprocess(pixels, streams.pixels)
+        batch = self.preprocess(pixels, streams.pixels, self.labels())
         epsilon = draw_noise(self.vae, batch, self.config.objective.L, streams.epsilon)
         return *batch, epsilon, *self.algorithm.draw(self.vae, batch, epsilon, streams, lambda: self.rows()[0])
 
