@@ -36,6 +36,8 @@ TINY = [
 FEW = ["--limit", "2", "--k", "5"]
 SHORTER: dict[str, tuple[dict[str, str], list[str]]] = {
     "train --resume": ({}, []),
+    "train vectors.yaml": ({}, ["training.epochs=1"]),
+    "sample --label": ({"RUN": "runs/told/told"}, []),
     "train": ({"cuda": "cpu", "2h": "1h"}, TINY),
     "compare-decoders": (
         {"all": "bernoulli", "bernoulli,gaussian": "bernoulli", "3": "1"},
@@ -127,6 +129,7 @@ def place(tmp_path_factory):
         patch.chdir(path)
         pixels = np.random.default_rng(0).integers(0, 256, (60, 6, 5), dtype=np.uint8)
         np.savez("faces.npz", images=pixels, labels=np.arange(60) % 5)
+        np.savez("measurements.npz", vectors=np.random.default_rng(0).normal(size=(300, 6)))
         Path("mine.yaml").write_text(yaml.safe_dump(nested(TINY)))
         Path("sizes.yaml").write_text(
             yaml.safe_dump({"base": "mine.yaml", "grid": {"seed": [0, 1]}, "evaluation": {"limit": 2, "k": 5}})
@@ -136,6 +139,8 @@ def place(tmp_path_factory):
             if named := re.match(r"# (\w+\.yaml)\n", block.text):
                 Path(named[1]).write_text(block.text)
         vaecli.train(vaecli.load_config("mine.yaml", ["optimizer.schedule=constant"]), runs_dir="runs")
+        told = vaecli.train(vaecli.load_config("mine.yaml", ["name=told", "model.condition=labels"]), runs_dir="runs")
+        told.path.rename("runs/told/told")
         yield path
 
 

@@ -134,3 +134,11 @@ def test_what_an_algorithm_does_not_go_with_is_refused_with_its_line(tmp_path, a
     assert problem.startswith(f"{path}:4: training.algorithm: must be 'aevb' {reason}")
     assert problem.endswith(f", not '{algorithm}'")
     assert load_config(path, ["training.algorithm=aevb"]).training.algorithm == "aevb"
+
+
+def test_a_bound_that_is_given_the_label_says_so_and_stands_by_itself():
+    plain, told = parse_config({}), parse_config({"model": {"condition": "labels"}})
+    assert (told.caveat, told.is_likelihood) == ("given the label", True)
+    assert told.support_title == f"{plain.support_title}: given the label"
+    relaxed = parse_config({"model": {"condition": "labels"}, "data": {"binarize": "none"}})
+    assert relaxed.caveat == "relaxed, not a likelihood; given the label"

@@ -134,11 +134,16 @@ class Config(Section):
     @property
     def caveat(self) -> str | None:
         """Return what must be said wherever the bound is shown, if anything."""
+        caveats = []
         if self.is_relaxed:
-            return "relaxed, not a likelihood"
-        if self.is_ill_posed:
-            return "ill-posed: density of discrete pixels"
-        return None if self.is_likelihood else "density of discrete pixels, not comparable"
+            caveats.append("relaxed, not a likelihood")
+        elif self.is_ill_posed:
+            caveats.append("ill-posed: density of discrete pixels")
+        elif not self.is_likelihood:
+            caveats.append("density of discrete pixels, not comparable")
+        if self.model.condition == "labels":
+            caveats.append("given the label")
+        return "; ".join(caveats) or None
 
     @property
     def observed(self) -> str:
