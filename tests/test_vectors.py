@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,6 +40,21 @@ def write_vectors(path, n=600, scale=3.0, shift=50.0):
 def path(tmp_path):
     write_vectors(tmp_path / "v.npy")
     return tmp_path / "v.npy"
+
+
+@pytest.fixture
+def vae(monkeypatch, capsys):
+    """Run a command, and return its exit code and what it printed."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["vae", *map(str, arguments)])
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            return exit_.code or 0, capsys.readouterr()
+        return 0, capsys.readouterr()
+
+    return run
 
 
 def train(path, runs_dir, *settings):
@@ -155,15 +171,7 @@ def test_vectors_are_no_pictures(path, tmp_path):
         vaecli.explore(run)
 
 
-def test_commands_write_arrays_of_vectors(path, tmp_path, monkeypatch, capsys):
-    def vae(*arguments):
-        monkeypatch.setattr(sys, "argv", ["vae", *map(str, arguments)])
-        try:
-            cli.main()
-        except SystemExit as exit_:
-            return exit_.code or 0, capsys.readouterr().err
-        return 0, capsys.readouterr().err
-
+def test_commands_write_arrays_of_vectors(path, tmp_path, vae):
     run = train(path, tmp_path / "runs")
     for command, name, shape in (
         ("sample", "sample-seed0.npy", (100, 5)),
@@ -175,6 +183,22 @@ def test_commands_write_arrays_of_vectors(path, tmp_path, monkeypatch, capsys):
     assert vae("reconstruct", "--ckpt", run.path)[0] == 0
     with np.load(run.path / "samples" / "reconstruct-test.npz") as arrays:
         assert arrays["originals"].shape == arrays["reconstructions"].shape == (20, 5)
-    code, message = vae("sample", "--ckpt", run.path, "--out", tmp_path / "v.png")
+    code, printed = vae("sample", "--ckpt", run.path, "--out", tmp_path / "v.png")
     assert code == 2
-    assert "is of vectors, which are no pictures; it must end in .npy" in message
+    assert "is of vectors, which are no pictures; it must end in .npy" in printed.err
+
+
+def test_decoders_are_compared_on_vectors_in_a_report_without_pictures(path, tmp_path, vae):
+    """Of the tutorial's three decoders two are densities on all real numbers."""
+    settings = (f"data.name={path}", *SETTINGS, "training.epochs=1")
+    command = ("compare-decoders", "--seeds", "1", "--limit", "5", "--k", "5", "--quiet", "--runs-dir", tmp_path)
+    code, printed = vae(*command, *settings)
+    assert code == 0
+    report = Path(printed.out.strip()).with_name("report.md").read_text()
+    assert "gaussian, i-gaussian; 1 seed each" in report
+    assert "5 test vectors" in report
+    assert "![ELBO over vectors seen, of each run]" in report
+    assert "reconstructions and prior samples" not in report
+    code, printed = vae(*command, "--decoders", "bernoulli", *settings)
+    assert code == 2
+    assert "model.decoder: must be 'gaussian', 'i-gaussian', 'sigma-gaussian' with data.kind: vectors" in printed.err

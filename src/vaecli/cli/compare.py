@@ -51,7 +51,7 @@ def compare_decoders(
         str | None,
         typer.Option(
             "--decoders",
-            help="Names with commas between, or all; default: the tutorial's three.",
+            help="Names with commas between, or all; default: the tutorial's three; of vectors, what goes with them.",
             autocompletion=completion.decoders,
         ),
     ] = None,
@@ -71,7 +71,7 @@ def compare_decoders(
     from vaecli.config.loading import load_config
 
     base = load_config(config, settings or [])
-    names = _names(decoders)
+    names = _names(decoders, of_vectors=base.data.kind == "vectors")
     directory = out or runs_dir / "comparisons" / (base.name or "default")
     from vaecli.cli.progress import show_sweep
     from vaecli.config.jobs import EvaluationSpec
@@ -99,13 +99,13 @@ def compare_decoders(
         raise typer.Exit(SOME_FAILED)
 
 
-def _names(decoders: str | None) -> list[str]:
+def _names(decoders: str | None, *, of_vectors: bool) -> list[str]:
     from vaecli.config.likelihoods import LIKELIHOODS
 
-    if decoders is None:
-        return list(TUTORIAL)
-    if decoders == "all":
-        return list(LIKELIHOODS)
+    if decoders in {None, "all"}:
+        names = list(TUTORIAL if decoders is None else LIKELIHOODS)
+        return [name for name in names if LIKELIHOODS[name].takes_vectors or not of_vectors]
+    assert decoders is not None
     names = list(dict.fromkeys(name.strip() for name in decoders.split(",")))
     unknown = [name for name in names if name not in LIKELIHOODS]
     if unknown:

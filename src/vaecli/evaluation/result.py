@@ -98,7 +98,7 @@ class Evaluation(Origin, Shown):
     kl_per_dimension: list[float] | None
     """None where the KL term has no closed form."""
     mean_squared_error: float
-    """Of the decoder's mean at the posterior mean, in units of the 0..1 pixel."""
+    """Of the decoder's mean at the posterior mean, in units of the 0..1 pixel; of vectors in their deviations."""
     pixels_at_floor: float | None
     bits_per_dim: float | None
     """-log P(k)/(D ln 2) on the 256 levels, a density integrated over each level only."""

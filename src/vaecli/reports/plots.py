@@ -107,7 +107,7 @@ def curves(found: SweepResult) -> Figure:
                 ends += elbo[len(elbo) // 10 :]
                 seen += images
         chart.set_title(support, fontsize=11)
-        chart.set(xlabel="images seen", ylabel=f"{split} ELBO (nats)")
+        chart.set(xlabel=f"{found.sweep.base.data.kind} seen", ylabel=f"{split} ELBO (nats)")
         if seen and max(seen) / min(seen) >= LOGARITHMIC:
             chart.set_xscale("log")
         if ends:

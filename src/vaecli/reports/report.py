@@ -12,7 +12,6 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.loading import dump_config
 from vaecli.config.schema import describe_settings, get_setting
 from vaecli.errors import VaecliError
@@ -110,18 +109,13 @@ def _content(found: SweepResult) -> dict[str, Any]:
 
 def _content_of_comparison(found: SweepResult) -> dict[str, Any]:
     base, tested, n_seeds = found.sweep.base, differences(found), len(found.seeds)
-    panel = Plot(
-        "panel",
-        "Test images, reconstructions and prior samples of each decoder",
-        "Of each decoder's first run, from top to bottom: the same test images, the mean of p(x|z) at their posterior "
-        "means, and the mean of p(x|z) at draws of z from the prior.",
-        plots.panel(found),
-    )
-    held_out = "on validation images" if plots.split_of_curves(found) == "validation" else "on training images"
+    kind = base.data.kind
+    panel = [_panel(found)] if kind == "images" else []
+    held_out = "validation" if plots.split_of_curves(found) == "validation" else "training"
     curves = Plot(
         "curves",
-        "ELBO over images seen, of each run",
-        f"The bound while training, {held_out}; a line for each run." + _several_charts(found),
+        f"ELBO over {kind} seen, of each run",
+        f"The bound while training, on {held_out} {kind}; a line for each run." + _several_charts(found),
         plots.curves(found),
     )
     across = Plot(
@@ -135,13 +129,23 @@ def _content_of_comparison(found: SweepResult) -> dict[str, Any]:
         "introduction": f"{', '.join(found.decoders)}; {_count(n_seeds, 'seed')} each. {_introduction(found)} "
         f"{base.training.epochs} epochs at most.",
         "varied": {},
-        "plots": [panel, curves],
+        "plots": [*panel, curves],
         "plots_across": [across],
         "differences": tested,
         "rankings": rankings(found, tested),
         "provenance": "Every decoder was trained with this config, its name and the seed replaced; keys that a decoder "
         "does not have are without effect.",
     }
+
+
+def _panel(found: SweepResult) -> Plot:
+    return Plot(
+        "panel",
+        "Test images, reconstructions and prior samples of each decoder",
+        "Of each decoder's first run, from top to bottom: the same test images, the mean of p(x|z) at their posterior "
+        "means, and the mean of p(x|z) at draws of z from the prior.",
+        plots.panel(found),
+    )
 
 
 def _content_of_sweep(found: SweepResult, axes: list[str]) -> dict[str, Any]:
@@ -166,7 +170,7 @@ def _caption(found: SweepResult, key: str, axes: list[str]) -> str:
     """Say what a plot over a setting shows, as far as it shows it."""
     several_seeds = any(len(results) > 1 for results in group_by(found.done, axes).values())
     return (
-        f"The ELBO on {found.sweep.evaluation.split} images over {key}"
+        f"The ELBO on {found.sweep.evaluation.split} {found.sweep.base.data.kind} over {key}"
         + ("; means over seeds, with bands of 95 % t intervals." if several_seeds else "; a point for each run.")
         + ("" if plots.has_legend(found, key, axes) else " The lines are the choices of the other settings; see below.")
         + _several_charts(found)
@@ -183,15 +187,15 @@ def _introduction(found: SweepResult) -> str:
     evaluation, names = found.sweep.evaluation, _values_of(found.results, "data.name")
     failed = f", and {len(found.failed)} that failed," if found.failed else ""
     return (
-        f"{_count(len(found.done), 'run')}{failed} on {', '.join(names)}; evaluated on {_images(evaluation)} with "
+        f"{_count(len(found.done), 'run')}{failed} on {', '.join(names)}; evaluated on {_evaluated(found)} with "
         f"{_count(evaluation.k, 'importance sample')} each."
     )
 
 
-def _images(evaluation: EvaluationSpec) -> str:
-    """Say which images runs are evaluated on."""
-    every = f"all {evaluation.split} images"
-    return every if evaluation.limit is None else f"{evaluation.limit:,} {evaluation.split} images, or all there are,"
+def _evaluated(found: SweepResult) -> str:
+    """Say which images or vectors runs are evaluated on."""
+    limit, which = found.sweep.evaluation.limit, f"{found.sweep.evaluation.split} {found.sweep.base.data.kind}"
+    return f"all {which}" if limit is None else f"{limit:,} {which}, or all there are,"
 
 
 def _count(n: int, noun: str) -> str:

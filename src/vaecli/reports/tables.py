@@ -42,7 +42,12 @@ WITHIN = (
 ACROSS = (
     Column("bits_per_dim", "bits per pixel for the 256 grey levels, densities integrated", "lower", 3),
     Column("binarised_nll", "-log p(b) of the same binary test images, nats", "lower", 2),
-    Column("mean_squared_error", "of reconstructions, in units of the 0..1 pixel", "lower", 4),
+    Column(
+        "mean_squared_error",
+        "of reconstructions, in units of the 0..1 pixel; of vectors in their deviations",
+        "lower",
+        4,
+    ),
     Column("kl", "KL(q(z|x) ‖ p(z)), nats: what the latent carries", None, 2),
     Column("active_units", "latent dimensions whose posterior mean varies", None, 1),
     Column("seconds_per_epoch", "training time of the median epoch; other work on the machine counts in", "lower", 2),

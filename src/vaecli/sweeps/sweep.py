@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vaecli.config.identity import identity, recorded_identity
 from vaecli.config.jobs import AnySpec, EvaluationSpec, Resources
-from vaecli.config.loading import load_config, load_yaml
+from vaecli.config.loading import load_config, load_yaml, override
 from vaecli.config.schema import Config, get_setting
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import ConfigError, VaecliError, command_line
@@ -92,18 +92,17 @@ def comparison(base: Config, decoders: Sequence[str], n_seeds: int, evaluation: 
         decoders: Names of `LIKELIHOODS`.
         n_seeds: How many.
         evaluation: How each run is evaluated.
+
+    Raises:
+        ConfigError: A decoder does not go with the rest of the config.
     """
     name = base.name or "comparison"
     check_count(name, n_seeds * len(decoders))
+    of_decoders = [override(base, [f"{DECODER}={decoder}"], "decoders") for decoder in decoders]
     seeds = range(base.seed, base.seed + n_seeds)
-    configs = [_with_decoder(base, decoder, seed, name) for seed in seeds for decoder in decoders]
+    configs = [config.model_copy(update={"seed": seed, "name": name}) for seed in seeds for config in of_decoders]
     source = base.name or "bernoulli"
     return Sweep("comparison", name, base, source, (DECODER, SEED), tuple(configs), SHARED_CORES, evaluation)
-
-
-def _with_decoder(base: Config, decoder: str, seed: int, name: str) -> Config:
-    model = base.model.model_copy(update={"decoder": decoder})
-    return base.model_copy(update={"model": model, "seed": seed, "name": name})
 
 
 @dataclass(frozen=True)
