@@ -202,3 +202,15 @@ def test_decoders_are_compared_on_vectors_in_a_report_without_pictures(path, tmp
     code, printed = vae(*command, "--decoders", "bernoulli", *settings)
     assert code == 2
     assert "model.decoder: must be 'gaussian', 'i-gaussian', 'sigma-gaussian' with data.kind: vectors" in printed.err
+
+
+def test_a_run_from_the_weights_of_another_has_the_units_of_its_own_data(path, tmp_path):
+    write_vectors(tmp_path / "other.npy", scale=3000.0, shift=-7.0)
+    first = train(path, tmp_path / "runs")
+    config = vaecli.load_config("bernoulli", [f"data.name={tmp_path / 'other.npy'}", *SETTINGS])
+    run = vaecli.train(config, runs_dir=tmp_path / "runs", init_from=first)
+    mean = np.load(tmp_path / "other.npy")[:440].mean(0)  # of 600, less 60 for testing and 100 held out
+    np.testing.assert_allclose(run.vae.units.mean.numpy(), mean, rtol=1e-5)
+    np.testing.assert_allclose(
+        vaecli.reconstruct(run, 5).originals, np.load(tmp_path / "other.npy")[540:545], rtol=1e-3
+    )

@@ -123,6 +123,7 @@ def first_state(
         if init_from.config.model.model_dump(exclude={"init"}) != config.model.model_dump(exclude={"init"}):
             raise UsageError(f"{init_from.name}: has the weights of another model; the `model` sections must agree")
         state.load_weights(init_from.checkpoint)
+        _take(state.vae, dataset.units)  # of these vectors, and not of those that the weights come from
         state.algorithm = build_algorithm(config, state.vae, len(dataset.train))  # what it draws, of these weights
     return state, dataset
 
@@ -173,8 +174,7 @@ def new_state(
 
     start = generator(config.seed, "init")
     vae = build_vae(config.model, images.shape, start, mean, examples, of_vectors=units is not None)
-    if units is not None and vae.units is not None:
-        vae.units.take(units)
+    _take(vae, units)
     vae = vae.to(device)
     _check_minibatches(vae, len(images), config.training.batch_size)
     steps = -(-len(images) // config.training.batch_size)
@@ -197,6 +197,12 @@ def new_state(
         compiled=_is_compiled(config.training, steps, device),
         library=devices.choose_library(config.training.products, device),
     )
+
+
+def _take(vae: VAE, units: Units | None) -> None:
+    """Let a model hold what vectors were standardised by."""
+    if units is not None and vae.units is not None:
+        vae.units.take(units)
 
 
 def _is_compiled(config: TrainingConfig, steps_per_epoch: int, device: torch.device) -> bool:
