@@ -168,6 +168,9 @@ def test_labels_that_are_missing_or_beyond_the_classes_are_refused_before_traini
         vaecli.train(small(model=TOLD, data={"name": str(tmp_path / "unlabelled.npy")}), runs_dir=tmp_path / "runs")
     with pytest.raises(DataError, match=r"labels go from 0 to 4; .* model.classes must be 5 at least"):
         vaecli.train(small(model=TOLD | {"classes": 3}), runs_dir=tmp_path / "runs")
+    np.savez(tmp_path / "negative.npz", images=images, labels=np.arange(len(images)) % 5 - 1)
+    with pytest.raises(DataError, match=r"labels go from -1 to 3; .* none may be negative: renumber them"):
+        vaecli.train(small(model=TOLD, data={"name": str(tmp_path / "negative.npz")}), runs_dir=tmp_path / "runs")
     assert list_runs(tmp_path / "runs") == []
 
 

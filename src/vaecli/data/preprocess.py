@@ -110,10 +110,11 @@ def check_labels(labels: Int64[Tensor, " N"] | None, n_classes: int) -> None:
         raise DataError(
             "model.condition: labels: the data have none; give them in a .npz as `labels`, or set condition: none"
         )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < n_classes:
+    least, largest = (int(labels.min()), int(labels.max())) if len(labels) else (0, 0)
+    if not 0 <= least <= largest < n_classes:
         raise DataError(
-            f"model.classes: {n_classes}, and labels go from {int(labels.min())} to {int(labels.max())}; they are "
-            f"numbered from 0, so that model.classes must be {max(int(labels.max()), 0) + 1} at least"
+            f"model.classes: {n_classes}, and labels go from {least} to {largest}; they are numbered from 0, so that "
+            + ("none may be negative: renumber them" if least < 0 else f"model.classes must be {largest + 1} at least")
         )
 
 
