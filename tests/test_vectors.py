@@ -14,6 +14,7 @@ from vaecli import cli
 from vaecli.config.likelihoods import Support
 from vaecli.config.sections import DataConfig
 from vaecli.data.dataset import Dataset
+from vaecli.data.sources import load_array
 from vaecli.errors import ConfigError, DataError, LimitReachedError, UsageError
 from vaecli.runs.run import list_runs
 from vaecli.training.opening import start_session
@@ -146,7 +147,8 @@ def test_what_vectors_do_not_go_with_is_refused_with_its_place(path, setting, me
     ("array", "message"),
     [
         (np.zeros((4, 3, 2)), r"vectors are numbers of shape \(N, D\).*images have data.kind: images"),
-        (np.zeros(4), r"vectors are numbers of shape \(N, D\)"),
+        (np.zeros(4), r"vectors are numbers of shape \(N, D\).*; one number each is a column, x\[:, None\]"),
+        (np.zeros((4, 2), bool), r'; convert them with x.astype\("uint8"\)'),
         (np.array([["a"], ["b"]]), "vectors are numbers"),
         (np.array([[1.0, 2.0], [3.0, np.nan]]), "holds nan in row 1, column 1 .counted from 0., and 1 numbers"),
         (np.full((5, 1), 1e300), "holds 1e.300 in row 0, column 0 .*5 numbers that are not finite"),
@@ -214,3 +216,21 @@ def test_a_run_from_the_weights_of_another_has_the_units_of_its_own_data(path, t
     np.testing.assert_allclose(
         vaecli.reconstruct(run, 5).originals, np.load(tmp_path / "other.npy")[540:545], rtol=1e-3
     )
+
+
+def test_vectors_are_standardised_in_their_own_precision_and_stay_in_their_file(tmp_path):
+    """Of 1e8 and a little float32 keeps nothing: its neighbours there are 8 apart."""
+    little = np.random.default_rng(0).normal(size=(300, 1))
+    np.save(tmp_path / "v.npy", 1e8 + little)
+    dataset = Dataset(DataConfig(name=str(tmp_path / "v.npy"), kind="vectors", validation=0, test=1), Support.REAL)
+    expected = (little[:299] - little[:299].mean()) / little[:299].std()
+    np.testing.assert_allclose(dataset.train.pixels.numpy(), expected, atol=1e-6)
+    assert isinstance(load_array(dataset.name, "vectors").pixels, np.memmap)
+
+
+def test_vectors_beyond_the_memory_are_refused_before_it_is_taken(path, monkeypatch):
+    monkeypatch.setattr("vaecli.data.vectors.process_memory", lambda: 440 * 5 * 4 - 1)
+    dataset = Dataset(DataConfig(name=str(path), kind="vectors", validation=100), Support.REAL)
+    with pytest.raises(DataError, match=r"440 standardised vectors take .* train on fewer by data.train"):
+        _ = dataset.train
+    assert len(dataset.test) == 60

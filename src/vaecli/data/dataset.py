@@ -114,7 +114,7 @@ class Dataset:
         n = available if self._config.train is None else self._config.train
         if n > available:
             raise DataError(
-                f"{self.name}: has {available} images to train on; data.train: {n} is more; "
+                f"{self.name}: has {available} {self._config.kind} to train on; data.train: {n} is more; "
                 "choose fewer, or hold out fewer by data.validation"
             )
         return slice(0, n)
@@ -167,7 +167,7 @@ class Dataset:
             return n
         n_test = n // 10 if self._config.test is None else self._config.test
         if n_test >= n:
-            raise DataError(f"{self.name}: has {n} images; data.test: {n_test} leaves none for training")
+            raise DataError(f"{self.name}: has {n} {self._config.kind}; data.test: {n_test} leaves none for training")
         return n - n_test
 
     @cached_property
@@ -176,7 +176,8 @@ class Dataset:
         n = default if self._config.validation is None else self._config.validation
         if n >= self._n_training:
             raise DataError(
-                f"{self.name}: has {self._n_training} training images; data.validation: {n} leaves none to train on"
+                f"{self.name}: has {self._n_training} training {self._config.kind}; data.validation: {n} leaves "
+                "none to train on"
             )
         return n
 
@@ -189,12 +190,13 @@ class Dataset:
                 f"{self.name}: has images of {shape.height} x {shape.width} pixels, and {MAX_SIDE} is the most along "
                 "a side; crop them, or make them smaller"
             )
-        pixels = _as_tensor(chosen if self.units is None else self.units.standardise(chosen)).flatten(1)
+        units = self.units
+        pixels = _as_tensor(chosen if units is None else units.standardise(chosen, self.name)).flatten(1)
         if self._static:
             grey = pixels
             pixels = wait_for(f"binarising the {split} images", lambda: _binarize_once(grey, split), self._on_stage)
         labels = None if source.labels is None else torch.from_numpy(np.array(source.labels[rows]))
-        made = ", binarised once" if self._static else "" if self.units is None else ", standardised"
+        made = ", binarised once" if self._static else "" if units is None else ", standardised"
         which = f"{self._config.kind} {rows.start} to {rows.stop}{made}"
         origin = (array_path(self.name), which) if self._is_own else None
         return Images(pixels, labels, shape, origin, self._on_stage)

@@ -52,7 +52,7 @@ def gather(pixels: Shaped[Tensor, "N D"], rows: Sequence[Tensor], device: torch.
         rows: Which images make each minibatch, int64 (M,), on the device of `pixels`; none is larger than the first.
         device: Where to.
     """
-    if pixels.device != device or (device.type == "cpu" and pixels.numel() > RESIDENT):
+    if pixels.device != device or (device.type == "cpu" and pixels.nbytes > RESIDENT):
         yield from _gather_ahead(pixels, rows, device)
     elif device.type == "cpu":
         yield from (pixels.index_select(0, minibatch) for minibatch in rows)
@@ -60,15 +60,15 @@ def gather(pixels: Shaped[Tensor, "N D"], rows: Sequence[Tensor], device: torch.
         yield from _gather_in_parts(pixels, rows)
 
 
-def _parts(rows: Sequence[Tensor], n_pixels: int) -> Iterator[Sequence[Tensor]]:
+def _parts(rows: Sequence[Tensor], pixels: Shaped[Tensor, "N D"]) -> Iterator[Sequence[Tensor]]:
     """Split into as many minibatches at a time as have `AHEAD` bytes, and one at least."""
-    n = max(1, AHEAD // ((len(rows[0]) if rows else 1) * n_pixels))
+    n = max(1, AHEAD // ((len(rows[0]) if rows else 1) * pixels[0].nbytes))
     return (rows[start : start + n] for start in range(0, len(rows), n))
 
 
 def _gather_in_parts(pixels: Shaped[Tensor, "N D"], rows: Sequence[Tensor]) -> Iterator[Tensor]:
     """Gather many in one launch: on a GPU that takes as long as one."""
-    for part in _parts(rows, pixels.shape[1]):
+    for part in _parts(rows, pixels):
         yield from pixels.index_select(0, torch.cat(list(part))).split([len(minibatch) for minibatch in part])
 
 
@@ -86,7 +86,7 @@ def _gather_ahead(pixels: Shaped[Tensor, "N D"], rows: Sequence[Tensor], device:
 
     with ThreadPoolExecutor(1) as thread:
         coming = None
-        for part in _parts(rows, pixels.shape[1]):
+        for part in _parts(rows, pixels):
             ready, coming = coming, thread.submit(collect, part)
             if ready is not None:
                 yield from ready.result()

@@ -45,7 +45,7 @@ MNIST_SHA256 = {
 class Source:
     """Hold images as they were found: `pixels` (N, H, W) or (N, H, W, C), and `labels` (N,) where there are any.
 
-    Vectors stand in their place in float32, (N, D).
+    Vectors stand in their place as they are in the file, (N, D).
     """
 
     pixels: NDArray[Any]
