@@ -234,3 +234,13 @@ def test_vectors_beyond_the_memory_are_refused_before_it_is_taken(path, monkeypa
     with pytest.raises(DataError, match=r"440 standardised vectors take .* train on fewer by data.train"):
         _ = dataset.train
     assert len(dataset.test) == 60
+
+
+def test_vectors_that_have_changed_since_are_not_taken_for_those_that_were_trained_on(path, tmp_path):
+    """With other units the same x would be other vectors."""
+    run = train(path, tmp_path / "runs")
+    np.save(path, 10 * np.load(path))
+    for use in (vaecli.evaluate, vaecli.reconstruct, vaecli.encode):
+        with pytest.raises(DataError, match=r"v.npy: has changed since .* put the file back, or train on this one"):
+            use(run)
+    assert vaecli.sample(run, 3).shape == (3, 5)

@@ -9,9 +9,10 @@ from jaxtyping import Float, Int64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vaecli.data.dataset import Dataset, Images, Split
+from vaecli.data.dataset import Images, Split
 from vaecli.data.preprocess import Batch, build_preprocess
 from vaecli.errors import UsageError
+from vaecli.evaluation.held_out import open_dataset
 from vaecli.randomness import generator
 from vaecli.runs.run import Run
 
@@ -170,8 +171,7 @@ def interpolate(
 
 
 def _images(run: Run, split: Split, data_dir: Path | None) -> Images:
-    config = run.config
-    images = Dataset(config.data, config.support, data_dir).split(split)
+    images = open_dataset(run, run.vae, data_dir).split(split)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {split} split has no images")
     return images

@@ -17,7 +17,7 @@ from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.schema import Config
 from vaecli.data.dataset import Dataset, Images
 from vaecli.data.preprocess import Batch, binarize_dynamically, build_preprocess
-from vaecli.errors import UsageError, VaecliError
+from vaecli.errors import DataError, UsageError, VaecliError
 from vaecli.files import write_atomically, write_json
 from vaecli.model.vae import VAE
 from vaecli.products import use_library
@@ -127,13 +127,25 @@ def open_held_out(
         VaecliError: The checkpoint cannot be used.
     """
     run, vae = open_model(run, device, spec.checkpoint)  # checked before images are read
-    config, place, on_stage = run.config, vae.device, callback or silent
-    dataset = Dataset(config.data, config.support, data_dir, on_stage)
+    place, on_stage = vae.device, callback or silent
+    dataset = open_dataset(run, vae, data_dir, on_stage)
     images = dataset.split(spec.split)
     if len(images) == 0:
         raise UsageError(f"{run.name}: its {spec.split} split has no images")
     grey_pixels = dataset.in_grey().split(spec.split).spread(spec.limit).to(place).pixels
     return HeldOut(run, vae, images.spread(spec.limit).to(place), grey_pixels, spec, on_stage)
+
+
+def open_dataset(run: Run, vae: VAE, data_dir: Path | None, on_stage: StageCallback = silent) -> Dataset:
+    """Return the data of a run. Raises DataError where they are vectors, and others than it was trained on."""
+    config = run.config
+    dataset = Dataset(config.data, config.support, data_dir, on_stage)
+    if vae.units is not None and dataset.units is not None and not vae.units.agree(dataset.units):
+        raise DataError(
+            f"{dataset.name}: has changed since {run.name} was trained on it: its numbers have other means or "
+            "deviations, by which they are standardised; put the file back, or train on this one"
+        )
+    return dataset
 
 
 def open_model(run: Run, device: str, checkpoint: Literal["best", "last"] = "best") -> tuple[Run, VAE]:

@@ -149,6 +149,12 @@ class Standardised(nn.Module):
         self.mean.copy_(torch.from_numpy(units.mean))
         self.scale.copy_(torch.from_numpy(units.scale))
 
+    def agree(self, units: Units) -> bool:
+        """Return whether it holds these, but for the rounding of sums."""
+        mean, scale = (torch.from_numpy(value).to(self.mean) for value in units)
+        near = (mean - self.mean).abs() <= 1e-4 * scale + 1e-6 * mean.abs()
+        return bool((near & torch.isclose(scale, self.scale, rtol=1e-4, atol=0.0)).all())
+
     def restore(self, x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
         """Return v."""
         return x * self.scale + self.mean

@@ -140,7 +140,11 @@ class TrainingState:
     def labels(self) -> Int64[Tensor, " M"] | None:
         """Return the labels of the next minibatch, where the model is told them."""
         known = self.images.labels if self.preprocess.n_classes else None
-        return None if known is None else known[self.rows()[0].to(known.device)]
+        if known is None:
+            return None
+        self.begin_epoch()
+        assert self.permutation is not None
+        return known[MinibatchRows(self.permutation, self.config.training.batch_size, self.progress.position)[0]]
 
     def draw(self, pixels: Shaped[Tensor, "M D"]) -> Drawn:
         """Draw what a step needs from the state's own streams: x from the pixels, ε, and what the algorithm adds."""
