@@ -1,6 +1,7 @@
 """Real-valued vectors: from an array to a trained model, and back into their own units."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -244,3 +245,13 @@ def test_vectors_that_have_changed_since_are_not_taken_for_those_that_were_train
         with pytest.raises(DataError, match=r"v.npy: has changed since .* put the file back, or train on this one"):
             use(run)
     assert vaecli.sample(run, 3).shape == (3, 5)
+
+
+def test_results_on_vectors_speak_of_vectors(path, tmp_path, vae):
+    run = train(path, tmp_path / "runs", "training.epochs=1")
+    for options in (("--k", "3"), ("--gaps",), ("--method", "ais", "--temperatures", "3", "--chains", "2")):
+        code, printed = vae("evaluate", "--ckpt", run.path, "--limit", "3", *options, "--quiet")
+        assert code == 0
+        assert "3 test vectors, standardised" in printed.out
+        assert "image" not in printed.out.replace("3images", "")  # in the name of a file
+    assert re.search(rf">vectors</th><td[^>]*>{re.escape(str(path))}</td>", run._repr_html_())

@@ -149,15 +149,16 @@ def annealed_table(found: "AnnealedEvaluation") -> str:
     ways = {"ais": f"annealing from the {found.start}", "posterior": "posterior samples"}
     accepted = "" if found.acceptance is None else f"; {100 * found.acceptance:.0f} % of transitions accepted"
     error = "" if found.log_evidence_mc_se is None else f" (Monte-Carlo error {found.log_evidence_mc_se:.3f}{accepted})"
+    most = f"{found.largest_difference:.3f} for one {found.what} at most"
     lines = [
         f"{_about(found)}; {found.chains} chains of {found.temperatures} transitions",
         f"{ways[found.method]:<32} {found.log_evidence:.3f} ± {found.log_evidence_se:.3f} nats{error}",
         f"{'importance sampling, fitted':<32} {found.fitted_log_evidence:.3f} nats",
-        f"{'  difference':<32} {found.difference:+.3f} nats, {found.largest_difference:.3f} for one image at most",
+        f"{'  difference':<32} {found.difference:+.3f} nats, {most}",
     ]
     if found.simulated_lower is not None:
         lines += [
-            "on images that the model drew:",
+            f"on {found.what}s that the model drew:",
             (
                 f"{'  bracket':<32} {found.simulated_lower:.3f} to {found.simulated_upper:.3f} nats, "
                 f"{found.simulated_gap:.3f} apart"
@@ -180,7 +181,7 @@ def gaps_table(found: "Gaps", picture: object) -> str:
             f"best ELBO             {found.best_elbo:.2f} ± {found.best_elbo_se:.2f}",
             (
                 f"  amortisation gap    {found.amortisation_gap:.2f} ± {found.amortisation_gap_se:.2f}: "
-                "one encoder for all images does not find it"
+                f"one encoder for all {found.what}s does not find it"
             ),
             f"ELBO                  {found.elbo:.2f} ± {found.elbo_se:.2f}",
             (
@@ -264,7 +265,7 @@ def _estimate(title: str, metric: str, found: "Evaluation", unit: str, digits: i
     value, error, mc_error, size, low = (
         getattr(found, metric + suffix) for suffix in ("", "_se", "_mc_se", "_effective_sample_size", "_low_share")
     )
-    few = f", below 5 for {100 * low:.1f} % of images" if low else ""
+    few = f", below 5 for {100 * low:.1f} % of {found.what}s" if low else ""
     bound = "" if found.is_known(metric) else "; A BOUND, NOT AN ESTIMATE"
     return (
         f"{title:<21} {value:.{digits}f} ± {error:.{digits}f} {unit} (Monte-Carlo error {mc_error:.{digits + 1}f}; "

@@ -64,6 +64,11 @@ class Origin:
     caveat: str | None
 
     @property
+    def what(self) -> str:
+        """Return what they are one of: an image, or a vector."""
+        return "vector" if self.support == Support.REAL else "image"
+
+    @property
     def images(self) -> str:
         """Say which images, and how they were seen."""
         what = "vectors," if self.support == Support.REAL else "images, pixels"
@@ -126,7 +131,7 @@ class Evaluation(Origin, Shown):
             spread = "" if error is None else f" ± {error:.{digits}f}"
             rows.append((TITLES[metric], f"{self.cell(metric)}{spread}"))
         about = f"{self.run}, {self.checkpoint}: {self.images}"
-        notes = ["In nats per image, ± the standard error over images."]
+        notes = [f"In nats per {self.what}, ± the standard error over {self.what}s."]
         return Summary(about, rows, notes=[*notes, f"The bound is {self.caveat}."] if self.caveat else notes)
 
     def cell(self, metric: str) -> str:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from vaecli.config.likelihoods import Support
 from vaecli.errors import VaecliError, command_line
 from vaecli.files import may_be_file
 
@@ -147,7 +148,7 @@ def describe_status(status: dict[str, Any]) -> list[tuple[str, str]]:
             lines.append((f"{which} validation ELBO", text))
     if "decoder" in status:
         lines.append(("model", f"{status['decoder']}, {status.get('latent_dim', '?')} latent dimensions"))
-        lines.append(("images", str(status.get("data", "?"))))
+        lines.append(("vectors" if status.get("support") == Support.REAL else "images", str(status.get("data", "?"))))
         lines.append(("seed", str(status.get("seed", "?"))))
     if status.get("caveat"):
         lines.append(("the bound is", status["caveat"]))
