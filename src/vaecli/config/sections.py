@@ -65,8 +65,8 @@ class ModelConfig(Section):
     min_log_sigma: float | None = -7.0
     """The floor of a learned scale, as log sigma; null: none."""
     sigma: float | None = Field(None, gt=0, le=1e6)
-    """The one scale of i-gaussian and of sigma-gaussian, in units of the 0..1 pixel; null: 1 of the first, learned by
-    the second."""
+    """The one scale of i-gaussian and of sigma-gaussian, in units of the 0..1 pixel, or of a vector's deviations; null:
+    1 of the first, learned by the second."""
     posterior: Literal["diagonal", "full", "flow"] = "diagonal"
     """q(z|x): a Gaussian of diagonal or of full covariance, or a diagonal one transformed by a flow."""
     prior: Literal["standard", "mixture", "vamp"] = "standard"
