@@ -119,12 +119,16 @@ class VAE(nn.Module):
         return torch.eye(self.n_classes, dtype=like.dtype, device=like.device)[which.to(like.device)]
 
     def _decode(self, z: Tensor, one_hot: Tensor, generator: torch.Generator | None) -> Tensor:
-        parts = []
-        for some_z, some_classes in zip(z.split(CHUNK), one_hot.split(CHUNK), strict=True):
-            likelihood = self.given(some_classes).decoder(some_z)
+        """Return x of each z, some at a time; where all do not fit into memory, that fails at once."""
+        x = z.new_empty(0)
+        for start in range(0, len(z), CHUNK):
+            rows = slice(start, start + CHUNK)
+            likelihood = self.given(one_hot[rows]).decoder(z[rows])
             assert isinstance(likelihood, Factorised)
-            parts.append(likelihood.mean if generator is None else likelihood.draw(generator))
-        return torch.cat(parts)
+            some = likelihood.mean if generator is None else likelihood.draw(generator)
+            x = some.new_empty(len(z), some.shape[1]) if start == 0 else x
+            x[rows] = some
+        return x
 
     @torch.no_grad()
     def reconstruct(self, seen: Float[Tensor, "B inputs"]) -> Float[Tensor, "B D"]:
