@@ -38,7 +38,7 @@ def signal_to_noise(vae: VAE, batch: Batch, name: str, n_samples: int) -> float:
 
 def minibatch(run: Run) -> Batch:
     """Return some training images as the run's encoder sees them."""
-    support = run.config.model.likelihood.support
+    support = run.config.support
     images = Dataset(run.config.data, support).train.spread(IMAGES)
     return build_preprocess(support, run.config.data)(images.pixels, generator(0, "pixels"))
 
