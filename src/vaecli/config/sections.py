@@ -112,7 +112,7 @@ class ModelConfig(Section):
 
     @property
     def n_classes(self) -> int:
-        """Return how many classes encoder and decoder are told apart; 0 where they are not told the class."""
+        """Return of how many classes encoder and decoder are told which it is; 0 where they are not told."""
         return self.classes if self.condition == "labels" else 0
 
     @property

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from vaecli.config.likelihoods import Support
 from vaecli.config.sections import DataConfig
@@ -100,8 +99,12 @@ class Preprocess:
             return batch
         check_labels(labels, self.n_classes)
         assert labels is not None
-        classes = one_hot(labels.to(pixels.device), self.n_classes).to(batch.input.dtype)
-        return Batch(torch.cat([batch.input, classes], -1), batch.target)
+        return Batch(torch.cat([batch.input, one_hot(labels, self.n_classes, batch.input)], -1), batch.target)
+
+
+def one_hot(classes: Int64[Tensor, "*n"], n_classes: int, like: Tensor) -> Float[Tensor, "*n K"]:
+    """Return classes as K numbers of which one is 1, of the precision and on the device of another tensor."""
+    return torch.eye(n_classes, dtype=like.dtype, device=like.device)[classes.to(like.device)]
 
 
 def check_labels(labels: Int64[Tensor, " N"] | None, n_classes: int) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vaecli.data.dataset import Images, Split
-from vaecli.data.preprocess import Batch, build_preprocess
+from vaecli.data.preprocess import Batch, build_preprocess, one_hot
 from vaecli.errors import UsageError
 from vaecli.evaluation.held_out import open_dataset
 from vaecli.randomness import generator
@@ -122,7 +122,7 @@ def manifold(run: Run, n: int = 20, *, label: int | None = None) -> Float[NDArra
     z, n_classes = latent_grid(run, n), run.config.model.n_classes
     if n_classes and label is None:
         raise UsageError(f"{run.name}: its model is told labels, 0 to {n_classes - 1}: name one with --label")
-    vae = run.vae if label is None else run.vae.given(torch.eye(n_classes)[check_label(run, label)])
+    vae = run.vae if label is None else run.vae.given(one_hot(torch.tensor(check_label(run, label)), n_classes, z))
     means: Tensor = vae.decoder(z).mean
     return _as_data(run, means)
 

@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from vaecli.config.sections import ModelConfig
 from vaecli.data.image_grid import ImageShape
-from vaecli.data.preprocess import Batch
+from vaecli.data.preprocess import Batch, one_hot
 from vaecli.data.vectors import Units
 from vaecli.model import conditionals
 from vaecli.model.conditionals import Conditional, Described, Gaussian
@@ -116,7 +116,7 @@ class VAE(nn.Module):
         if not self.n_classes:
             return like.new_empty(n, 0)
         which = torch.arange(n) * self.n_classes // n if classes is None else classes
-        return torch.eye(self.n_classes, dtype=like.dtype, device=like.device)[which.to(like.device)]
+        return one_hot(which, self.n_classes, like)
 
     def _decode(self, z: Tensor, one_hot: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return x of each z, some at a time; where all do not fit into memory, that fails at once."""

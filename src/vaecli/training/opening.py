@@ -111,10 +111,10 @@ def first_state(
         share = None
     support, directory = config.support, None if data_dir is None else Path(data_dir)
     dataset = share.dataset if share else Dataset(config.data, support, directory, controls.on_stage)
-    for split in SPLITS:  # which the end of training needs: better known to be there before than after
-        if config.model.n_classes:
+    _ = dataset.test  # which the end of training needs: better known to be there before than after
+    if config.model.n_classes:
+        for split in SPLITS:
             check_labels(dataset.split(split).labels, config.model.n_classes)
-    _ = dataset.test
     try:
         state = new_state(config, dataset.train, device, share.state if share else None, dataset.units)
     except (MemoryError, RuntimeError) as error:

@@ -89,8 +89,8 @@ class TrainingState:
     def uses_cuda_graph(self) -> bool:
         """Return whether steps are replayed: if asked for, where parameters and images lie on a CUDA device."""
         on_cuda = self.vae.device.type == "cuda" and self.images.pixels.device.type == "cuda"
-        is_same_for_all = not self.algorithm.memory and not self.preprocess.n_classes
-        return self.config.training.cuda_graph and on_cuda and is_same_for_all
+        asks_which_images = bool(self.algorithm.memory) or self.preprocess.n_classes > 0
+        return self.config.training.cuda_graph and on_cuda and not asks_which_images
 
     @property
     def chunk_size(self) -> int:
