@@ -53,7 +53,7 @@ def test_the_density_is_that_of_the_transport(name, latent_dim):
 @torch.no_grad()
 @pytest.mark.parametrize("name", POSTERIORS)
 def test_the_density_integrates_to_one_with_the_moments_that_are_said(name):
-    """On a grid of 400 by 400 within 20 deviations; those of a flow by 128 draws are good to 0.2 deviations."""
+    """On a grid of 400 by 400 within 20 deviations; those of a flow, by draws, are good to 0.2 deviations."""
     q = posterior(name, 2, batch=1)
     mean, stddev = q.mean[0], q.stddev[0]
     side = torch.linspace(-20, 20, 401, dtype=torch.float64)

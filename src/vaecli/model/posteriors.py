@@ -13,8 +13,9 @@ from vaecli.model.distributions import LOG_2PI, Posterior, Transported
 
 CONTEXT, TRANSFORMS, HIDDEN = 32, 4, (64,)
 """Of the flow: numbers that say of which image it is, coupling layers, and hidden units of each."""
-PAIRS = 64
-"""Pairs ±ε by which the moments of a flow are taken."""
+PAIRS, OF_MEAN = 64, 16
+"""Pairs ±ε by which the deviation of a flow is taken; of these the draws for its mean, which needs no more to be right
+to a hundredth of a deviation, and which training takes of every validation image."""
 
 
 @final
@@ -135,18 +136,17 @@ class TransformedNormal(Posterior):
     @property
     def mean(self) -> Float[Tensor, "*batch Z"]:
         """Return the mean over fixed noise, the same every time: there is no formula."""
-        return self._moments()[0]
+        return self._draws(OF_MEAN).mean(0)
 
     @property
     def stddev(self) -> Float[Tensor, "*batch Z"]:
-        """Return the standard deviation over the same noise."""
-        return self._moments()[1]
+        """Return the standard deviation over that noise and more."""
+        return self._draws(2 * PAIRS).std(0)
 
-    def _moments(self) -> tuple[Tensor, Tensor]:
+    def _draws(self, n: int) -> Float[Tensor, "n *batch Z"]:
         dim = self._shift.shape[-1]
-        noise = fixed_noise(dim).to(self._shift)
-        y = self._transform(noise.reshape(-1, *(1,) * len(self.batch_shape), dim).expand(-1, *self._shift.shape))
-        return self._shift + self._log_sigma.exp() * y.mean(0), self._log_sigma.exp() * y.std(0)
+        noise = fixed_noise(dim)[:n].to(self._shift)
+        return self.transport(noise.reshape(-1, *(1,) * len(self.batch_shape), dim).expand(-1, *self._shift.shape)).z
 
     def _of_noise(self, epsilon: Tensor, log_volume: Tensor) -> Tensor:
         """Return log q where ε is transported to."""
@@ -192,6 +192,6 @@ class Flow(nn.Module):
 
 @cache
 def fixed_noise(dim: int) -> Float[Tensor, "n Z"]:
-    """Return ±ε, the same every time, so that a mean that is symmetric in ε is exact."""
+    """Return pairs ±ε, the same every time: the mean over pairs is exact where what they lead to is odd in ε."""
     half = torch.randn(PAIRS, dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return torch.cat((half, -half))
+    return torch.stack((half, -half), 1).flatten(0, 1)

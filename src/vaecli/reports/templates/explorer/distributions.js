@@ -176,7 +176,7 @@ const POSTERIORS = {
   },
 
   /* z = μ + σ ⊙ f(ε; c), f of coupling layers; its moments are those of the same noise as in Python. */
-  flow({ couplings, noise }, outputs, n) {
+  flow({ couplings, noise, of_mean }, outputs, n) {
     const shift = outputs.subarray(0, n);
     const logSigma = outputs.subarray(n, 2 * n).map((v) => v / 2);
     const sigma = logSigma.map(Math.exp);
@@ -221,20 +221,22 @@ const POSTERIORS = {
       return logNoise(y) - logVolume - sum(logSigma);
     }
 
-    let found = null; // parts of a prior are never asked for their moments, and there may be hundreds
-    function moments() {
-      if (found) return found;
-      const draws = Array.from({ length: noise.shape[0] }, (_, i) => transport(noise.subarray(i * n, (i + 1) * n)).z);
-      const mean = shift.map((_, i) => sum(draws.map((z) => z[i])) / draws.length);
-      const variance = (m, i) => draws.reduce((total, z) => total + (z[i] - m) ** 2, 0) / (draws.length - 1);
-      return (found = { mean, stddev: mean.map((m, i) => Math.sqrt(variance(m, i))) });
+    // Parts of a prior are never asked for their moments, and there may be hundreds.
+    const draws = (count) => Array.from({ length: count }, (_, i) => transport(noise.subarray(i * n, (i + 1) * n)).z);
+    const over = (some, value) => shift.map((_, i) => sum(some.map((z) => value(z[i], i))));
+    const meanOf = (some) => over(some, (z) => z / some.length);
+    function stddevOf(some) {
+      const mean = meanOf(some);
+      return over(some, (z, i) => (z - mean[i]) ** 2 / (some.length - 1)).map(Math.sqrt);
     }
+    let mean = null;
+    let stddev = null;
     return {
       get mean() {
-        return moments().mean;
+        return (mean ??= meanOf(draws(of_mean)));
       },
       get stddev() {
-        return moments().stddev;
+        return (stddev ??= stddevOf(draws(noise.shape[0])));
       },
       transport,
       logProb,
