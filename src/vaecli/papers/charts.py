@@ -27,6 +27,8 @@ POINTS = 500
 """Of a curve at most: there may be tens of thousands of epochs."""
 LATE = 0.03
 """The share of the images from which on a curve decides the range of a chart."""
+MAX_TITLE = 80
+"""Letters of a chart's title."""
 SIDE = 10
 """Images along the side of a picture."""
 Figures = Mapping[str, list[Figure]]
@@ -163,11 +165,27 @@ def draw_figures(
     figures: Figures,
 ) -> Picture:
     """Draw each of some published numbers as a hollow marker with its tolerance, and ours beside it as a filled one."""
-    names = chart.published or list(figures)
-    rows = [figure for name in names for figure in figures[name]]
-    picture = Picture(figsize=(0.85 * PAGE, 0.32 * len(rows) + 1.3), layout="constrained")
-    axis = picture.subplots()
-    for y, figure in enumerate(rows):
+    kinds = [figures[name] for name in chart.published or list(figures)]
+    heights = [len(kind) for kind in kinds]
+    picture = Picture(figsize=(0.7 * PAGE, 0.3 * sum(heights) + 0.6 * len(kinds) + 0.6), layout="constrained")
+    same_unit = len({kind[0].published.unit for kind in kinds}) == 1
+    axes = picture.subplots(len(kinds), 1, sharex=same_unit, squeeze=False, height_ratios=heights)[:, 0]
+    for axis, kind in zip(axes, kinds, strict=True):
+        _draw_kind(axis, kind)
+        if axis is axes[-1] or not same_unit:
+            axis.set_xlabel(kind[0].published.unit)
+    handles = [
+        Line2D([], [], color=COLOURS[1], marker="D", mfc="white", ls="", label="published"),
+        Line2D([], [], color=COLOURS[0], marker="o", ls="", label="ours"),
+        Line2D([], [], color="0.85", lw=7, label="tolerance"),
+    ]
+    picture.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9, ncols=3)
+    return picture
+
+
+def _draw_kind(axis: Axes, kind: Sequence[Figure]) -> None:
+    """Draw the numbers of one kind below each other, under its title."""
+    for y, figure in enumerate(kind):
         value, tolerance, goal = figure.value.value, figure.published.tolerance, figure.published.goal
         if value is not None:
             low = value - (0 if goal == "at_most" else tolerance)
@@ -177,25 +195,13 @@ def draw_figures(
         if figure.ours is not None:
             half = [0.0 if figure.half_width is None else figure.half_width]
             axis.errorbar([figure.ours], [y], xerr=half, fmt="o", color=COLOURS[0], ms=6, capsize=3)
-    several = len(names) > 1
-    labels = [
-        plain("; ".join(filter(None, (figure.published.title if several else "", describe(figure.value.where)))))
-        for figure in rows
-    ]
-    axis.set_yticks(range(len(rows)), labels, fontsize=9)
-    axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_xlabel(rows[0].published.unit)
+    axis.set_title(plain(kind[0].published.title, MAX_TITLE), fontsize=10, loc="left")
+    axis.set_yticks(range(len(kind)), [plain(describe(figure.value.where)) for figure in kind], fontsize=9)
+    axis.set_ylim(len(kind) - 0.5, -0.5)
     axis.xaxis.set_major_locator(MaxNLocator(7))
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(left=False)
-    handles = [
-        Line2D([], [], color=COLOURS[1], marker="D", mfc="white", ls="", label="published"),
-        Line2D([], [], color=COLOURS[0], marker="o", ls="", label="ours"),
-        Line2D([], [], color="0.85", lw=7, label="tolerance"),
-    ]
-    picture.legend(handles=handles, loc="outside lower center", frameon=False, fontsize=9, ncols=3)
-    return picture
 
 
 def draw_pictures(

@@ -234,11 +234,11 @@ def has_legend(found: SweepResult, key: str, axes: Sequence[str]) -> bool:
     return all(len(group_by(results, others)) <= MAX_LINES for results in group_by_support(found.done).values())
 
 
-def plain(name: str) -> str:
+def plain(name: str, longest: int = MAX_NAME) -> str:
     """Return a name as a plot can show it: printable, of one line, not too long, and no formula."""
     name = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in name)
-    if len(name) > MAX_NAME:
-        name = f"{name[: MAX_NAME // 2]}…{name[-MAX_NAME // 2 + 1 :]}"
+    if len(name) > longest:
+        name = f"{name[: longest // 2]}…{name[-longest // 2 + 1 :]}"
     return name.replace("$", r"\$")
 
 
