@@ -107,9 +107,9 @@ class VAE(nn.Module):
             generator: Draws them.
             classes: Of each, where the model is told them; None for as many of each class, in order.
         """
-        z, one_hot = self.prior.draw(n, next(self.parameters()), generator), self._one_hot(n, classes)
-        x = self._decode(z, one_hot, generator)
-        return z, Batch(torch.cat([x, one_hot], -1) if self.n_classes else x, x)
+        z, told = self.prior.draw(n, next(self.parameters()), generator), self._one_hot(n, classes)
+        x = self._decode(z, told, generator)
+        return z, Batch(torch.cat([x, told], -1) if self.n_classes else x, x)
 
     def _one_hot(self, n: int, classes: Classes | None) -> Float[Tensor, "n K"]:
         like = next(self.parameters())
@@ -118,12 +118,12 @@ class VAE(nn.Module):
         which = torch.arange(n) * self.n_classes // n if classes is None else classes
         return one_hot(which, self.n_classes, like)
 
-    def _decode(self, z: Tensor, one_hot: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _decode(self, z: Tensor, told: Tensor, generator: torch.Generator | None) -> Tensor:
         """Return x of each z, some at a time; where all do not fit into memory, that fails at once."""
         x = z.new_empty(0)
         for start in range(0, len(z), CHUNK):
             rows = slice(start, start + CHUNK)
-            likelihood = self.given(one_hot[rows]).decoder(z[rows])
+            likelihood = self.given(told[rows]).decoder(z[rows])
             assert isinstance(likelihood, Factorised)
             some = likelihood.mean if generator is None else likelihood.draw(generator)
             x = some.new_empty(len(z), some.shape[1]) if start == 0 else x
