@@ -4,6 +4,7 @@ import torch
 
 from vaecli.config.likelihoods import LIKELIHOODS
 from vaecli.errors import DataError
+from vaecli.evaluation.evaluate import evaluate
 from vaecli.evaluation.generation import encode, interpolate, manifold, reconstruct, sample
 from vaecli.training.loop import train
 
@@ -69,3 +70,14 @@ def test_a_data_set_that_has_gone(run, faces):
     faces.unlink()
     with pytest.raises(DataError, match="no such file"):
         encode(run)
+
+
+def test_a_data_set_that_has_changed_is_not_taken_for_the_one_that_was_trained_on(run, faces, images):
+    """What is held out goes by position: with the order reversed all but a few were trained on."""
+    np.savez(faces, images=images[::-1])
+    for use in (encode, reconstruct, evaluate):
+        with pytest.raises(DataError, match=r"faces.npz: has changed since .* put the file back, or train on this one"):
+            use(run)
+    assert sample(run, 2).shape == (2, 6, 5)
+    np.savez(faces, images=images, labels=np.arange(60) % 5)
+    assert encode(run).mean.shape[0] == 6

@@ -17,6 +17,7 @@ from vaecli.config.jobs import EvaluationSpec
 from vaecli.config.schema import Config
 from vaecli.data.dataset import Dataset, Images
 from vaecli.data.preprocess import Batch, binarize_dynamically, build_preprocess
+from vaecli.data.summaries import fingerprint
 from vaecli.errors import DataError, UsageError, VaecliError
 from vaecli.files import write_atomically, write_json
 from vaecli.model.vae import VAE
@@ -137,13 +138,20 @@ def open_held_out(
 
 
 def open_dataset(run: Run, vae: VAE, data_dir: Path | None, on_stage: StageCallback = silent) -> Dataset:
-    """Return the data of a run. Raises DataError where they are vectors, and others than it was trained on."""
-    config = run.config
-    dataset = Dataset(config.data, config.support, data_dir, on_stage)
-    if vae.units is not None and dataset.units is not None and not vae.units.agree(dataset.units):
+    """Return the data of a run.
+
+    Raises:
+        DataError: The file has changed since. What is held out of it goes by position, so that these may be images that
+            were trained on; of a checkpoint by itself, only vectors of other units are told.
+    """
+    name, was = run.config.data.name, run.environment.get("data_sha256")
+    changed = was is not None and fingerprint(name, on_stage) != was
+    dataset = Dataset(run.config.data, run.config.support, data_dir, on_stage)
+    if not changed and vae.units is not None and dataset.units is not None:
+        changed = not vae.units.agree(dataset.units)
+    if changed:
         raise DataError(
-            f"{dataset.name}: has changed since {run.name} was trained on it: its numbers have other means or "
-            "deviations, by which they are standardised; put the file back, or train on this one"
+            f"{name}: has changed since {run.name} was trained on it; put the file back, or train on this one"
         )
     return dataset
 
