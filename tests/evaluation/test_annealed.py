@@ -9,7 +9,7 @@ from vaecli.errors import UsageError
 from vaecli.evaluation import annealed
 from vaecli.evaluation.annealed import evaluate_annealed
 from vaecli.evaluation.gaps import evaluate_gaps
-from vaecli.reports.gaps import draw_gaps
+from vaecli.reports.diagnostics import draw_gaps
 from vaecli.runs.run import Run
 from vaecli.training.loop import train
 

@@ -12,7 +12,7 @@ import torch
 from vaecli.errors import UsageError
 from vaecli.evaluation.calibration import BINS, DRAWS, evaluate_calibration, posterior_ranks, uniformity
 from vaecli.randomness import generator
-from vaecli.reports.calibration import draw_calibration
+from vaecli.reports.diagnostics import draw_calibration
 from vaecli.training.loop import train
 
 N = 2000

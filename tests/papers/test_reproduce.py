@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from vaecli.cli import reproduce  # noqa: F401 (registers the command)
 from vaecli.cli.app import app
-from vaecli.errors import UsageError
+from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock
 from vaecli.papers.comparison import Figure, compare, gather_outcomes
 from vaecli.papers.experiment import load_experiment, shipped_experiments
@@ -206,6 +206,55 @@ def test_the_page_from_what_there_is_trains_nothing(vae, mine, faces):
     page = Path("runs/papers/mine/report.html").read_text()
     assert "<b>title" not in page
     assert page.count("<svg") == 2  # no manifold: the only run has three latent dimensions
+
+
+def test_a_page_shows_runs_that_are_elsewhere_by_their_results(vae, mine, faces, tmp_path, images):
+    """Half of the runs here, half on another machine, where the images have another path: the page of all."""
+    mine.write_text(yaml.safe_dump(SPEC | {"data": "some images"}))
+    options = ("--data", faces, "--quiet")
+    vae("reproduce", mine, *TINY, *options)
+    whole = json.loads(Path("runs/papers/mine/results.json").read_text())
+    lines = Path("runs/papers/mine/figures/mine-1.svg").read_text().count("<path")
+    elsewhere = tmp_path / "elsewhere.npz"
+    elsewhere.write_bytes(faces.read_bytes())
+    there = ("--data", elsewhere, "--runs-dir", "there", "--where", "model.latent_dim=2", "--quiet")
+    vae("reproduce", mine, *TINY, *there)
+    assert str(tmp_path) not in Path("there/papers/mine/results.json").read_text()
+
+    here = ("--runs-dir", "here", "--with", "there/papers/mine/results.json")
+    vae("reproduce", mine, *TINY, *options, *here, "--where", "model.latent_dim=3")
+    assert len(list_runs("here")) == 1
+    merged = json.loads(Path("here/papers/mine/results.json").read_text())
+    assert merged["figures"] == whole["figures"]
+    assert [run["curves"] for run in merged["runs"]] == [run["curves"] for run in whole["runs"]]
+    assert [run["finished"] for run in merged["runs"]] == [True, True]
+    assert Path("here/papers/mine/figures/mine-1.svg").read_text().count("<path") == lines
+    assert "in results.json</li>" in Path("here/papers/mine/report.html").read_text()
+    # its own results can be added to a third, and what is nowhere is not made up
+    third = ("--runs-dir", "third", "--with", "here/papers/mine/results.json", "--report")
+    vae("reproduce", mine, *TINY, *options, *third)
+    assert json.loads(Path("third/papers/mine/results.json").read_text())["figures"] == whole["figures"]
+
+    # with twice the budget those runs are a part of the way; other images are other runs
+    more = json.loads(vae("reproduce", mine, *TINY, *options, *third, "--budget", 360, "--json").stdout)
+    assert [run["finished"] for run in more["runs"]] == [False, False]
+    assert [run["images"] for run in more["runs"]] == [180, 180]
+    np.savez(elsewhere, images=255 - images)
+    other = ("--data", elsewhere, *third, "--out", "other", "--json")
+    assert [run["images"] for run in json.loads(vae("reproduce", mine, *TINY, *other).stdout)["runs"]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"runs": 3, "evaluations": {}}', '{"runs": [{"run": "x"}], "evaluations": {}}', None],
+)
+def test_results_that_cannot_be_read_are_told_before_anything_is_trained(vae, mine, faces, content):
+    if content is not None:
+        Path("results.json").write_text(content)
+    message = r"results.json: (no such file|is damaged|is not the results.json of an experiment's page)"
+    with pytest.raises(VaecliError, match=message):
+        vae("reproduce", mine, *TINY, "--data", faces, "--with", "results.json")
+    assert not Path("runs").exists()
 
 
 def test_the_runs_are_listed_and_nothing_is_done(vae, mine, faces):

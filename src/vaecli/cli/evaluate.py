@@ -99,14 +99,14 @@ def evaluate(
         found: Evaluation | AnnealedEvaluation | Gaps | Calibration
         if calibration:
             from vaecli.evaluation.calibration import evaluate_calibration
-            from vaecli.reports.calibration import draw_calibration
+            from vaecli.reports.diagnostics import draw_calibration
 
             found, path = evaluate_calibration(run, n=limit or 1000, seed=seed, device=device, callback=callback)
             text = calibration_table(found, draw_calibration(found, path))
         elif gaps:
             from vaecli.config.jobs import GapsSpec
             from vaecli.evaluation.gaps import evaluate_gaps
-            from vaecli.reports.gaps import draw_gaps
+            from vaecli.reports.diagnostics import draw_gaps
 
             of_images = GapsSpec(split=split, limit=limit or 1000, seed=seed)
             found, path = evaluate_gaps(run, of_images, device=device, data_dir=data_dir, callback=callback)

@@ -39,6 +39,7 @@ LIST = "ls"
         "vae reproduce aevb-figure-2 --budget 1e7 --jobs 2",
         "vae reproduce aevb-figure-2 --where model.latent_dim=20",
         "vae reproduce aevb-figure-2 --report",
+        "vae reproduce aevb-figure-2 --report --with elsewhere/results.json",
         "vae reproduce aevb-figure-2-frey --data freyfaces.npy",
         "vae reproduce my-paper.yaml --dry-run",
     )
@@ -61,6 +62,14 @@ def reproduce(
         list[str] | None, typer.Option("--where", metavar="KEY=VALUE", help="Train those runs only; may be repeated.")
     ] = None,
     report: Annotated[bool, typer.Option("--report", help="Train nothing; write the page from what there is.")] = False,
+    others: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            metavar="FILE",
+            help="A results.json of runs that are elsewhere, for the page to show; may be repeated.",
+        ),
+    ] = None,
     dry_run: DryRun = False,
     jobs: Jobs = None,
     engine: EngineName = "local",
@@ -87,7 +96,10 @@ def reproduce(
         return
     from vaecli.papers.comparison import gather_outcomes
     from vaecli.papers.page import progress_in_words, write_page
+    from vaecli.papers.results import read_results
 
+    for path in others or []:
+        read_results(path)  # better known before hours of work than after
     directory = out or runs_dir / "papers" / planned.name
     found: SweepResult | None = None
     if report:
@@ -110,7 +122,7 @@ def reproduce(
                 callback=callback, stop=stop,
             )  # fmt: skip
     failed = [] if found is None else [f"{r.run.name if r.run else 'a run'}: {r.error}" for r in found.failed]
-    outcomes = gather_outcomes(planned, runs_dir=runs_dir, data_dir=data_dir)
+    outcomes = gather_outcomes(planned, runs_dir=runs_dir, data_dir=data_dir, others=others or [])
     results = write_page(planned, outcomes, directory, failed)
     if not silent:
         note(progress_in_words(results))
@@ -125,6 +137,7 @@ def reproduce(
 def _list(runs_dir: Path, *, as_json: bool) -> None:
     """List the experiments that ship, what each needs, and what has been done."""
     from vaecli.papers.experiment import shipped_experiments
+    from vaecli.papers.results import RESULTS
     from vaecli.papers.spec import read_experiment
 
     rows: dict[str, dict[str, Any]] = {}
@@ -135,7 +148,7 @@ def _list(runs_dir: Path, *, as_json: bool) -> None:
             "source": spec.source,
             "images": spec.budget,
             "needs": spec.data,
-            "done": _done(runs_dir / "papers" / name / "results.json"),
+            "done": _done(runs_dir / "papers" / name / RESULTS),
         }
     if as_json:
         result(rows)

@@ -1,19 +1,23 @@
 """Our figures beside the published ones: what became of every run, and by how much each number is met or missed."""
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vaecli.config.schema import Config
+from vaecli.config.data_sets import is_array
+from vaecli.config.schema import Config, get_setting
+from vaecli.data.summaries import fingerprint
 from vaecli.errors import VaecliError
 from vaecli.papers.experiment import Experiment, matches
-from vaecli.papers.spec import Published, Split, Value
+from vaecli.papers.results import Point, RecordedRun, Results, read_results
+from vaecli.papers.spec import CURVES, Published, Split, Value
 from vaecli.reports.statistics import interval
 from vaecli.runs.records import read_object
 from vaecli.runs.run import Run
-from vaecli.sweeps.sweep import JobOptions, find_evaluation, plan_jobs
+from vaecli.sweeps.sweep import Job, JobOptions, find_evaluation, plan_jobs
 
 CLOSE = 0.99
 """The share of the images of a published number from which ours counts as of as many."""
@@ -26,7 +30,7 @@ class Outcome:
 
     config: Config
     run: Run | None
-    """None where it has not begun."""
+    """None where it has not begun, or is on another machine."""
     images: int = 0
     """Seen in training."""
     is_trained: bool = False
@@ -34,6 +38,8 @@ class Outcome:
     """Those that are there of its present end, by name."""
     rows: Sequence[Mapping[str, Any]] = ()
     """Of metrics.jsonl."""
+    origin: str | None = None
+    """Where it stands, as a reader may know it; None where it has not begun."""
 
     def curve(self, split: Split, metric: str) -> tuple[list[int], list[float]]:
         """Return images seen and a metric of a split, epoch by epoch."""
@@ -45,19 +51,76 @@ class Outcome:
         return matches(self.config, where)
 
 
-def gather_outcomes(experiment: Experiment, *, runs_dir: Path, data_dir: Path | None = None) -> list[Outcome]:
-    """Return what there is of every run of an experiment, finished or not. Raises DataError."""
+def gather_outcomes(
+    experiment: Experiment, *, runs_dir: Path, data_dir: Path | None = None, others: Sequence[Path] = ()
+) -> list[Outcome]:
+    """Return what there is of every run of an experiment, finished or not.
+
+    Args:
+        experiment: From `load_experiment`.
+        runs_dir: Where the runs are.
+        data_dir: As for `train`.
+        others: Files results.json of pages that were made of other runs of it, on another machine perhaps. Where one
+            tells of a run that is not here, or not as far, it is taken from there.
+
+    Raises:
+        DataError: The images cannot be read.
+        VaecliError: One of the files cannot be read.
+    """
+    recorded = [(path, *read_results(path)) for path in others]
     options = JobOptions(runs_dir, data_dir, experiment.sweep.evaluation, extend=True)
     outcomes = []
     for job in plan_jobs(experiment.sweep.configs, options):
-        if job.run is None:
-            outcomes.append(Outcome(job.config, None))
-            continue
-        rows = job.run.metrics
-        images = max((row["images"] for row in rows), default=0)
-        found = _evaluations(experiment, job.run)
-        outcomes.append(Outcome(job.config, job.run, images, job.is_trained, found, rows))
+        found = [Outcome(job.config, None) if job.run is None else _outcome_of(experiment, job, job.run)]
+        key = record(experiment, found[0]).key
+        for path, results, runs in recorded:
+            if key in runs:
+                found.append(_outcome_elsewhere(experiment, job.config, results, runs[key], path))
+        outcomes.append(max(found, key=lambda outcome: outcome.images))  # of equals the one that is here
     return outcomes
+
+
+def _outcome_of(experiment: Experiment, job: Job, run: Run) -> Outcome:
+    """Return what there is of a run."""
+    rows, origin = run.metrics, f"{run.path.parent.name}/{run.name}"
+    images = max((row["images"] for row in rows), default=0)
+    return Outcome(job.config, run, images, job.is_trained, _evaluations(experiment, run), rows, origin)
+
+
+def _outcome_elsewhere(
+    experiment: Experiment, config: Config, results: Results, run: RecordedRun, path: Path
+) -> Outcome:
+    """Return what a file of results tells of a run; those evaluations alone that were made in the same way."""
+    specs = {name: spec.model_dump(mode="json") for name, spec in experiment.spec.all_evaluations.items()}
+    found = {
+        name: of_run
+        for name, spec in specs.items()
+        for theirs, of_run in run.evaluations.items()
+        if results.evaluations.get(theirs) == spec
+    }
+    is_trained = run.finished and run.epochs >= config.training.epochs
+    rows = [point.model_dump() for point in run.curves]
+    return Outcome(config, None, run.images, is_trained, found, rows, f"{run.run} in {path.name}")
+
+
+def record(experiment: Experiment, outcome: Outcome) -> RecordedRun:
+    """Return a run as results.json has it."""
+    config, spec = outcome.config, experiment.spec
+    identity: dict[str, Any] = json.loads(config.identity)
+    if is_array(config.data.name):
+        identity["data"]["name"] = fingerprint(config.data.name)
+    shown = {chart.metric for chart in spec.charts} | {of.ours.metric for of in spec.published.values()}
+    kept = ("split", "images", *(metric for metric in CURVES if metric in shown))
+    return RecordedRun(
+        identity=identity,
+        settings={key: get_setting(config, key) for key in experiment.sweep.keys},
+        run=outcome.origin,
+        epochs=config.training.epochs,
+        finished=outcome.is_trained,
+        images=outcome.images,
+        evaluations={name: dict(found) for name, found in outcome.evaluations.items()},
+        curves=[Point(**{key: row[key] for key in kept if key in row}) for row in outcome.rows],
+    )
 
 
 def _evaluations(experiment: Experiment, run: Run) -> dict[str, dict[str, Any]]:
@@ -146,7 +209,7 @@ def _figure(published: Published, value: Value, outcomes: Sequence[Outcome]) -> 
     begun = max((outcome.images for outcome in outcomes), default=0)
     if not outcomes:
         why = "not among the runs"
-    elif not any(outcome.run for outcome in outcomes):
+    elif not any(outcome.origin for outcome in outcomes):
         why = "not run yet"
     elif published.ours.curve is not None and published.images is not None:
         why = f"not reached yet: {begun:,} of {published.images:,.0f} images"
@@ -160,7 +223,7 @@ def _ours(published: Published, outcome: Outcome) -> tuple[float, int] | None:
     ours = published.ours
     if ours.evaluation is not None:
         value = outcome.evaluations.get(ours.evaluation, {}).get(ours.metric)
-        return None if value is None else (float(value), outcome.images)
+        return (float(value), outcome.images) if isinstance(value, int | float) else None
     assert ours.curve is not None
     images, values = outcome.curve(ours.curve, ours.metric)
     if not images:

@@ -7,16 +7,15 @@ from typing import Any
 import jinja2
 
 from vaecli.config.loading import dump_config
-from vaecli.config.schema import describe_settings, get_setting
+from vaecli.config.schema import describe_settings
 from vaecli.errors import VaecliError, command_line
 from vaecli.files import write_json, write_text
 from vaecli.papers.charts import draw
-from vaecli.papers.comparison import SEED, Figure, Outcome, compare, goal_in_words
+from vaecli.papers.comparison import SEED, Figure, Outcome, compare, goal_in_words, record
 from vaecli.papers.experiment import Experiment
+from vaecli.papers.results import RESULTS
 from vaecli.papers.spec import EPOCHS
 from vaecli.reports.report import Plot, as_markdown
-
-RESULTS = "results.json"
 
 
 def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, failed: Sequence[str] = ()) -> Any:
@@ -128,10 +127,10 @@ def _cells(figure: Figure) -> list[str]:
 
 def _run_in_words(experiment: Experiment, outcome: Outcome) -> str:
     settings = describe_settings(outcome.config, experiment.sweep.keys) or experiment.name
-    if outcome.run is None:
+    if outcome.origin is None:
         return f"{settings}: not run yet"
-    state = "finished" if outcome.is_trained else str(outcome.run.status.get("state", "begun"))
-    return f"{settings}: {state}, {outcome.images:,} images, {outcome.run.path.parent.name}/{outcome.run.name}"
+    state = "begun" if outcome.run is None else outcome.run.status.get("state", "begun")
+    return f"{settings}: {'finished' if outcome.is_trained else state}, {outcome.images:,} images, {outcome.origin}"
 
 
 def _results(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[str, list[Figure]]) -> dict[str, Any]:
@@ -141,17 +140,9 @@ def _results(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[
         "source": experiment.spec.source,
         "budget": experiment.budget,
         "full_budget": experiment.spec.budget,
-        "settings": list(experiment.settings),
-        "runs": [
-            {
-                "settings": {key: get_setting(outcome.config, key) for key in experiment.sweep.keys},
-                "run": None if outcome.run is None else str(outcome.run.path),
-                "finished": outcome.is_trained,
-                "images": outcome.images,
-                "evaluations": outcome.evaluations,
-            }
-            for outcome in outcomes
-        ],
+        "settings": list(experiment.changes),
+        "evaluations": {name: spec.model_dump(mode="json") for name, spec in experiment.spec.all_evaluations.items()},
+        "runs": [record(experiment, outcome).model_dump(mode="json", exclude_none=True) for outcome in outcomes],
         "figures": [
             {
                 "kind": name,
