@@ -58,7 +58,7 @@ def test_bounds_that_are_no_likelihoods_carry_a_caveat(values, caveat):
 )
 def test_settings_that_do_not_apply_are_known(decoder, unused):
     found = set(unused_settings(parse_config({"model": {"decoder": decoder}})))
-    assert found == unused | {"model.prior_components", "model.classes"}
+    assert found == unused | {"model.prior_components", "model.classes", "objective.L_warmup"}
 
 
 def test_a_given_scale_is_well_posed_and_leaves_the_floor_without_effect():

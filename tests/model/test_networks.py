@@ -84,6 +84,23 @@ def test_the_papers_001_is_read_in_two_ways(scheme, stddev):
     assert layer.weight.std().item() == pytest.approx(stddev, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("layer", "fans"), [(nn.Linear(50, 40), 90), (nn.Conv2d(6, 40, 3), 9 * 46), (nn.ConvTranspose2d(40, 6, 3), 9 * 46)]
+)
+def test_glorots_weights_are_uniform_up_to_the_root_of_six_over_both_fans(layer, fans):
+    """Glorot & Bengio 2010, equation 16; the fans of a convolution count its kernel."""
+    initialise(layer, "glorot", generator(0, "init"))
+    assert 0.99 * math.sqrt(6 / fans) < layer.weight.abs().max() <= math.sqrt(6 / fans)
+    assert layer.bias.tolist() == [0] * len(layer.bias)
+
+
+def test_glorots_weights_keep_the_variance_of_what_passes_layers_of_one_size():
+    """Of 100 units the variance of w is 1/100, so that the sum of 100 products has that of an input."""
+    network = perceptron((100, 100, 100, 100), "relu")[::2]  # without activations
+    initialise(network, "glorot", generator(0, "init"))
+    assert network(torch.randn(4000, 100)).var().item() == pytest.approx(1, rel=0.1)
+
+
 def test_a_layer_without_a_rule_is_an_error_and_not_left_at_random():
     with pytest.raises(TypeError, match="no rule for the parameters of Bilinear"):
         initialise(nn.Sequential(nn.Bilinear(2, 2, 2)), "torch", generator(0, "init"))

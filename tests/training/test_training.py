@@ -12,6 +12,7 @@ import vaecli
 import vaecli.model.algorithms
 import vaecli.runs.checkpoint
 import vaecli.training.opening
+from identical import traces
 from vaecli.config.loading import override
 from vaecli.config.sections import ObjectiveConfig, OptimizerConfig
 from vaecli.data.dataset import Dataset
@@ -27,7 +28,7 @@ from vaecli.errors import (
     VaecliError,
 )  # fmt: skip
 from vaecli.files import lock
-from vaecli.model.objectives import Estimate, build_objective, kl_weight, log_evidence
+from vaecli.model.objectives import Estimate, build_objective, kl_weight, log_evidence, n_samples
 from vaecli.randomness import generator
 from vaecli.runs.checkpoint import load_checkpoint, save_checkpoint
 from vaecli.runs.run import EVENTS, LOCK, create_run, list_runs, load_run
@@ -409,6 +410,35 @@ def test_kl_warmup_rises_from_zero_and_stays():
     config = ObjectiveConfig(kl_weight=0.5, kl_warmup=2)
     assert [kl_weight(config, step, 10) for step in (0, 5, 10, 20, 1000)] == pytest.approx([0, 0.125, 0.25, 0.5, 0.5])
     assert kl_weight(ObjectiveConfig(), 0, 10) == 1
+
+
+def test_epochs_of_one_sample_come_before_those_of_all():
+    config = ObjectiveConfig(L=5, L_warmup=2)
+    assert [n_samples(config, step, 10) for step in (0, 10, 19, 20, 1000)] == [1, 1, 1, 5, 5]
+    assert n_samples(ObjectiveConfig(L=5), 0, 10) == 5
+
+
+@pytest.mark.parametrize("algorithm", ["aevb", "wake-sleep"])
+def test_a_run_begins_as_one_of_one_sample_and_goes_on_with_all(small, tmp_path, algorithm):
+    """Bit for bit, up to the first epoch after L_warmup; and what was cut in any epoch goes on to the same bits."""
+
+    def config(**objective):
+        return small(objective=objective, training={"epochs": 3, "algorithm": algorithm})
+
+    one, both = (
+        train(config(**objective), runs_dir=tmp_path / f"{objective['L']}").metrics
+        for objective in ({"L": 1}, {"L": 4, "L_warmup": 2})
+    )
+    kept = [[{k: v for k, v in row.items() if k != "seconds"} for row in rows] for rows in (one, both)]
+    assert kept[0][:4] == kept[1][:4]  # training and validation, of two epochs
+    assert kept[0][4] != kept[1][4]
+    (uncut,) = list_runs(tmp_path / "4")
+    for n_images in (60, 120):  # in the second epoch of 45, and in the third
+        runs = tmp_path / str(n_images)
+        with pytest.raises(LimitReachedError):
+            train(config(L=4, L_warmup=2), runs_dir=runs, limit=Limit(images=n_images))
+        (cut,) = list_runs(runs)
+        assert traces(resume(cut)) == traces(uncut)
 
 
 def test_weight_decay_is_the_map_gradient_on_the_mean_loss(small, tmp_path):

@@ -73,10 +73,10 @@ class ModelConfig(Section):
     """N(0, I); a mixture of Gaussians, all learned; or one of the encoder's posteriors of learned pseudo-inputs."""
     prior_components: Size = 500
     """Parts of a mixture or vamp prior; each of vamp's starts from a training image."""
-    init: Literal["mean_image", "torch", "paper", "normal"] = "mean_image"
+    init: Literal["mean_image", "glorot", "torch", "paper", "normal"] = "mean_image"
     """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
-    mean training image; paper: N(0, 0.01) for every parameter, 0.01 read as the
-    variance; normal: 0.01 read as the standard deviation."""
+    mean training image; glorot: there too, with weights by Glorot & Bengio 2010, for tanh, and biases of 0; paper:
+    N(0, 0.01) for every parameter, 0.01 read as the variance; normal: 0.01 read as the standard deviation."""
 
     @field_validator("channels")
     @classmethod
@@ -135,6 +135,8 @@ class ObjectiveConfig(Section):
     """SGVB estimator of the elbo: A samples the KL term, B has it in closed form."""
     L: int = Field(1, ge=1, le=100_000)
     """Reparametrisation samples per image."""
+    L_warmup: int = Field(0, ge=0)
+    """Epochs at the start with 1 sample instead of L, whose time is better spent at the end."""
     kl_weight: float = Field(1.0, ge=0, le=1e6)
     """What is optimised; what is reported as elbo always has weight 1."""
     kl_warmup: int = Field(0, ge=0)

@@ -251,6 +251,8 @@ numbers of outputs: of the encoder, and of the decoder for each of D."""
 
 NORMAL_STARTS = {"normal": 0.01, "paper": 0.1}
 """The standard deviation from which every parameter is drawn, by the name of the scheme."""
+AT_MEAN_IMAGE = {"mean_image": "torch", "glorot": "glorot"}
+"""The schemes whose decoder's mean starts at the mean training image, and how all other parameters start."""
 
 
 @torch.no_grad()
@@ -260,7 +262,9 @@ def initialise(network: nn.Module, scheme: str, generator: torch.Generator) -> N
     Args:
         network: Its parameters are overwritten in place; normalisation layers keep their ones and zeros.
         scheme: "torch" for U(-1/√fan_in, 1/√fan_in), PyTorch's own; "paper" for N(0, 0.01), section 5 of the paper
-            with 0.01 read as the variance, as in its N(0, I); "normal" for 0.01 read as the standard deviation.
+            with 0.01 read as the variance, as in its N(0, I); "normal" for 0.01 read as the standard deviation;
+            "glorot" for U(-√(6/(fan_in + fan_out)), √(6/(fan_in + fan_out))) and biases of 0 (Glorot & Bengio 2010,
+            equation 16), by which the variance of what a tanh layer passes on stays nearly the same.
         generator: On the CPU, so that the start does not depend on the device.
 
     Raises:
@@ -276,5 +280,9 @@ def initialise(network: nn.Module, scheme: str, generator: torch.Generator) -> N
         for parameter in parameters:
             if scheme in NORMAL_STARTS:
                 parameter.normal_(0, NORMAL_STARTS[scheme], generator=generator)
+            elif scheme == "glorot" and parameter is layer.bias:
+                parameter.zero_()
+            elif scheme == "glorot":
+                nn.init.xavier_uniform_(parameter, generator=generator)
             else:
                 parameter.uniform_(-bound, bound, generator=generator)

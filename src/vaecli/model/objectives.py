@@ -241,6 +241,11 @@ def kl_weight(config: ObjectiveConfig, step: int, steps_per_epoch: int) -> float
     return config.kl_weight * (min(1.0, step / warmup) if warmup else 1.0)
 
 
+def n_samples(config: ObjectiveConfig, step: int, steps_per_epoch: int) -> int:
+    """Return the number of samples per image at a step: L, after the epochs of L_warmup, which have one."""
+    return config.L if step >= config.L_warmup * steps_per_epoch else 1
+
+
 Drawn = tuple[Tensor, ...]
 """All that is random in a step: x as the encoder sees it and as it is scored, ε, and what else an algorithm draws."""
 

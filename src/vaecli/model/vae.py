@@ -17,7 +17,7 @@ from vaecli.model import conditionals
 from vaecli.model.conditionals import Conditional, Described, Gaussian
 from vaecli.model.distributions import DiagonalNormal, Factorised
 from vaecli.model.links import LINKS, Floor
-from vaecli.model.networks import NETWORKS, initialise
+from vaecli.model.networks import AT_MEAN_IMAGE, NETWORKS, initialise
 from vaecli.model.posteriors import Flow, FullCovariance, FullNormal
 from vaecli.model.priors import Examples, GaussianMixture, Prior, StandardNormal, VampPrior
 
@@ -189,7 +189,7 @@ def build_vae(
         config: Sizes, activation and decoder.
         image_shape: Channels, height and width of an image.
         generator: Draws the initial parameters; on the CPU.
-        mean_image: The mean training image in units of the 0..1 pixel, for `init: mean_image`.
+        mean_image: The mean training image in units of the 0..1 pixel, for `init: mean_image` and `glorot`.
         examples: Returns training images, for a prior that starts from some.
         of_vectors: Whether the data are vectors, and the shape that of a picture of one row; their units are set by
             who knows them.
@@ -197,9 +197,9 @@ def build_vae(
     with torch.random.fork_rng(devices=[]):  # a layer's constructor draws from the global generator
         vae = _assemble(config, image_shape, of_vectors=of_vectors)
     for module in (*vae.encoder.children(), *vae.decoder.children()):  # networks, and what else has parameters
-        initialise(module, "torch" if config.init == "mean_image" else config.init, generator)
+        initialise(module, AT_MEAN_IMAGE.get(config.init, config.init), generator)
     vae.prior.initialise(generator, examples)
-    if config.init == "mean_image" and mean_image is not None:
+    if config.init in AT_MEAN_IMAGE and mean_image is not None:
         vae.decoder.start_at(mean_image)
     return vae
 

@@ -43,7 +43,8 @@ class CompiledStep(EagerStep):
     """Make eager steps, but with the loss and its gradient compiled into fewer operations.
 
     What is compiled is a record of the operations of `EagerStep`, forward and backward, and its values are theirs to
-    rounding. It is for minibatches of the full size; the last of an epoch may be smaller and is made eagerly.
+    rounding. It is for minibatches of the full size; the last of an epoch may be smaller and is made eagerly. Where the
+    number of samples changes, it is compiled anew.
 
     Args:
         state: What to make steps of.
@@ -55,13 +56,16 @@ class CompiledStep(EagerStep):
         self._on_stage = on_stage
         self._weights = [parameter.detach() for parameter in state.vae.parameters()]
         self._buffers = list(state.vae.buffers())
+        self._inner = state.algorithm.inner
         self._gradient: Callable[..., Sequence[Tensor]] | None = None
+        self._n_samples = 0
 
     def __call__(self, minibatch: Minibatch) -> Float[Tensor, " 3"]:
-        """Make a step, after the compilation if it is the first: before anything is drawn for it."""
-        if self._gradient is None and self._takes(minibatch.pixels):
+        """Make a step, after the compilation if it is the first of its kind: before anything is drawn for it."""
+        if self._n_samples != self.state.n_samples and self._takes(minibatch.pixels):
             try:
                 self._gradient, inner = wait_for("compiling the step", self._compile, self._on_stage)
+                self._n_samples = self.state.n_samples
                 self._use_inner(inner)
             except InterruptedRunError:
                 raise
@@ -85,8 +89,7 @@ class CompiledStep(EagerStep):
 
     def _use_inner(self, compiled: Compiled | None) -> None:
         """Give the algorithm a compiled form of what it evaluates again and again."""
-        algorithm = self.state.algorithm
-        eager = algorithm.inner
+        eager = self._inner
         if compiled is None or eager is None:
             return
 
@@ -95,13 +98,13 @@ class CompiledStep(EagerStep):
                 return eager(vae, target, z)
             return tuple(compiled(*self._weights, *self._buffers, target, z))
 
-        algorithm.inner = evaluate
+        self.state.algorithm.inner = evaluate
 
     def _compile(self) -> tuple[Compiled, Compiled | None]:
         """Return what maps parameters, buffers and inputs to results: gradient and terms of the loss; and `inner`."""
         state, n_weights, n_own = self.state, len(self._weights), len(self._weights) + len(self._buffers)
         vae = copy.deepcopy(state.vae)  # whose tensors are replaced meanwhile, even after a stop
-        functional, inner = Functional(vae, state.algorithm.loss), state.algorithm.inner
+        functional, inner = Functional(vae, state.algorithm.loss), self._inner
 
         def gradient(*tensors: Tensor) -> tuple[Tensor, ...]:
             weights = [weight.detach().requires_grad_() for weight in tensors[:n_weights]]
@@ -202,13 +205,15 @@ class VmappedStep:
 class CudaGraphStep:
     """Replay steps from a CUDA graph: one launch for many, instead of some two hundred for each, and the same bits.
 
-    They are recorded at the first full chunk; chunks that are not full are made step by step.
+    They are recorded at the first full chunk, and at the first with another number of samples; chunks that are not full
+    are made step by step.
     """
 
     def __init__(self, step: EagerStep | VmappedStep) -> None:
         self._step, self._one_by_one = step, one_by_one(step)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._terms: Tensor | None = None
+        self._n_samples = 0
         first = step.states[0]
         n, size, device = first.chunk_size, first.batch_size, first.vae.device
         of_all = first.images.pixels
@@ -227,9 +232,10 @@ class CudaGraphStep:
             torch.stack([minibatch.pixels for minibatch in chunk], out=pixels)
         schedule = list(zip(*(minibatch[1:] for minibatch in chunks[0]), strict=True))
         self._schedule.copy_(torch.tensor(schedule, pin_memory=self._schedule.is_cuda), non_blocking=True)
-        if self._graph is None:
+        if self._n_samples != self._step.states[0].n_samples:
             with torch.cuda.device(self._schedule.device):  # where torch puts what names no device
                 self._record()
+            self._n_samples = self._step.states[0].n_samples
         assert self._graph is not None
         assert self._terms is not None
         self._graph.replay()

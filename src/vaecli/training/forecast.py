@@ -66,7 +66,7 @@ def forecast(config: Config, *, data_dir: str | Path | None = None, on_stage: St
     state, dataset = first_state(config, data_dir, Controls(on_stage=on_stage), None, None)
     compiled, state.compiled = state.compiled, False
     n_bytes = _checkpoint_bytes(state)
-    n_timed, seconds_per_step = _time_steps(state)
+    n_timed, seconds_per_step = _time_all(state)
     steps = config.training.epochs * state.steps_per_epoch
     validation = _time_validation(state, dataset) * config.training.epochs
     encoder, decoder = (sum(p.numel() for p in part.parameters()) for part in (state.vae.encoder, state.vae.decoder))
@@ -90,6 +90,18 @@ def _checkpoint_bytes(state: TrainingState) -> int:
     buffer = io.BytesIO()
     torch.save(vars(state.capture({})) | {"config": None, "progress": None}, buffer)
     return len(buffer.getvalue())
+
+
+def _time_all(state: TrainingState) -> tuple[int, float]:
+    """Return how many steps were timed, and the mean time of one over all epochs: the first may have fewer samples."""
+    n_timed, seconds = _time_steps(state)
+    epochs, warmup = state.config.training.epochs, state.config.objective.L_warmup
+    if not 0 < warmup < epochs or state.config.objective.L == 1:
+        return n_timed, seconds
+    state.end_epoch()
+    state.progress.step = warmup * state.steps_per_epoch
+    n_more, seconds_later = _time_steps(state)
+    return n_timed + n_more, (warmup * seconds + (epochs - warmup) * seconds_later) / epochs
 
 
 def _time_steps(state: TrainingState) -> tuple[int, float]:

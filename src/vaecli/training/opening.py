@@ -20,6 +20,7 @@ from vaecli.data.vectors import Units
 from vaecli.errors import ReproducibilityWarning, UsageError, VaecliError, command_line, in_plain_words
 from vaecli.files import may_be_file
 from vaecli.model.algorithms import build_algorithm
+from vaecli.model.networks import AT_MEAN_IMAGE
 from vaecli.model.vae import VAE, build_meta_vae, build_vae
 from vaecli.randomness import generator
 from vaecli.runs.checkpoint import Checkpoint, Progress
@@ -166,7 +167,7 @@ def new_state(
     _check_size(config, images, device)
     known = images.pixels.numpy(), images.origin, images.on_stage
     mean = None
-    if config.model.init == "mean_image":
+    if config.model.init in AT_MEAN_IMAGE:
         mean = torch.from_numpy(mean_image(*known)) if units is None else torch.zeros(images.shape.n_pixels)
 
     def examples(n: int) -> Tensor:

@@ -15,7 +15,7 @@ from vaecli.data.minibatches import MinibatchRows, gather
 from vaecli.data.preprocess import Preprocess
 from vaecli.devices import DEFAULTS, PRODUCTS, STEPS, conditions
 from vaecli.errors import UsageError, VaecliError
-from vaecli.model.objectives import Algorithm, Drawn, Streams, draw_noise, kl_weight
+from vaecli.model.objectives import Algorithm, Drawn, Streams, draw_noise, kl_weight, n_samples
 from vaecli.model.vae import VAE
 from vaecli.products import Library, has_onednn, use_library
 from vaecli.runs.checkpoint import Checkpoint, Progress
@@ -86,6 +86,11 @@ class TrainingState:
         return self.progress.step * self.algorithm.updates
 
     @property
+    def n_samples(self) -> int:
+        """Return how many samples of z the next step draws for every image."""
+        return n_samples(self.config.objective, self.progress.step, self.steps_per_epoch)
+
+    @property
     def uses_cuda_graph(self) -> bool:
         """Return whether steps are replayed: if asked for, where parameters and images lie on a CUDA device."""
         on_cuda = self.vae.device.type == "cuda" and self.images.pixels.device.type == "cuda"
@@ -150,7 +155,7 @@ class TrainingState:
         """Draw what a step needs from the state's own streams: x from the pixels, ε, and what the algorithm adds."""
         streams = Streams(self.generators["epsilon"], self.generators["pixels"])
         batch = self.preprocess(pixels, streams.pixels, self.labels())
-        epsilon = draw_noise(self.vae, batch, self.config.objective.L, streams.epsilon)
+        epsilon = draw_noise(self.vae, batch, self.n_samples, streams.epsilon)
         return *batch, epsilon, *self.algorithm.draw(self.vae, batch, epsilon, streams, lambda: self.rows()[0])
 
     def count(self, chunk: Chunk, terms: Float[Tensor, "n 3"]) -> None:
