@@ -229,7 +229,7 @@ def test_a_page_shows_runs_that_are_elsewhere_by_their_results(vae, mine, faces,
     assert [run["curves"] for run in merged["runs"]] == [run["curves"] for run in whole["runs"]]
     assert [run["finished"] for run in merged["runs"]] == [True, True]
     assert Path("here/papers/mine/figures/mine-1.svg").read_text().count("<path") == lines
-    assert "in results.json</li>" in Path("here/papers/mine/report.html").read_text()
+    assert ", elsewhere</li>" in Path("here/papers/mine/report.html").read_text()
     # its own results can be added to a third, and what is nowhere is not made up
     third = ("--runs-dir", "third", "--with", "here/papers/mine/results.json", "--report")
     vae("reproduce", mine, *TINY, *options, *third)

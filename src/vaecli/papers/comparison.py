@@ -39,7 +39,7 @@ class Outcome:
     rows: Sequence[Mapping[str, Any]] = ()
     """Of metrics.jsonl."""
     origin: str | None = None
-    """Where it stands, as a reader may know it; None where it has not begun."""
+    """The names of its folder and of the run; None where it has not begun."""
 
     def curve(self, split: Split, metric: str) -> tuple[list[int], list[float]]:
         """Return images seen and a metric of a split, epoch by epoch."""
@@ -67,15 +67,15 @@ def gather_outcomes(
         DataError: The images cannot be read.
         VaecliError: One of the files cannot be read.
     """
-    recorded = [(path, *read_results(path)) for path in others]
+    recorded = [read_results(path) for path in others]
     options = JobOptions(runs_dir, data_dir, experiment.sweep.evaluation, extend=True)
     outcomes = []
     for job in plan_jobs(experiment.sweep.configs, options):
         found = [Outcome(job.config, None) if job.run is None else _outcome_of(experiment, job, job.run)]
         key = record(experiment, found[0]).key
-        for path, results, runs in recorded:
+        for results, runs in recorded:
             if key in runs:
-                found.append(_outcome_elsewhere(experiment, job.config, results, runs[key], path))
+                found.append(_outcome_elsewhere(experiment, job.config, results, runs[key]))
         outcomes.append(max(found, key=lambda outcome: outcome.images))  # of equals the one that is here
     return outcomes
 
@@ -87,9 +87,7 @@ def _outcome_of(experiment: Experiment, job: Job, run: Run) -> Outcome:
     return Outcome(job.config, run, images, job.is_trained, _evaluations(experiment, run), rows, origin)
 
 
-def _outcome_elsewhere(
-    experiment: Experiment, config: Config, results: Results, run: RecordedRun, path: Path
-) -> Outcome:
+def _outcome_elsewhere(experiment: Experiment, config: Config, results: Results, run: RecordedRun) -> Outcome:
     """Return what a file of results tells of a run; those evaluations alone that were made in the same way."""
     specs = {name: spec.model_dump(mode="json") for name, spec in experiment.spec.all_evaluations.items()}
     found = {
@@ -100,7 +98,7 @@ def _outcome_elsewhere(
     }
     is_trained = run.finished and run.epochs >= config.training.epochs
     rows = [point.model_dump() for point in run.curves]
-    return Outcome(config, None, run.images, is_trained, found, rows, f"{run.run} in {path.name}")
+    return Outcome(config, None, run.images, is_trained, found, rows, run.run)
 
 
 def record(experiment: Experiment, outcome: Outcome) -> RecordedRun:

@@ -130,7 +130,8 @@ def _run_in_words(experiment: Experiment, outcome: Outcome) -> str:
     if outcome.origin is None:
         return f"{settings}: not run yet"
     state = "begun" if outcome.run is None else outcome.run.status.get("state", "begun")
-    return f"{settings}: {'finished' if outcome.is_trained else state}, {outcome.images:,} images, {outcome.origin}"
+    where = outcome.origin if outcome.run else f"{outcome.origin}, elsewhere"
+    return f"{settings}: {'finished' if outcome.is_trained else state}, {outcome.images:,} images, {where}"
 
 
 def _results(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[str, list[Figure]]) -> dict[str, Any]:

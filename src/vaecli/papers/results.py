@@ -37,7 +37,7 @@ class RecordedRun(BaseModel):
     settings: dict[str, Any]
     """Those that vary."""
     run: str | None = None
-    """Where it stood; None where it had not begun."""
+    """The names of its folder and of the run; None where it had not begun."""
     epochs: int
     """That were asked for."""
     finished: bool
