@@ -13,6 +13,7 @@ from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock
 from vaecli.papers.comparison import Figure, compare, gather_outcomes
 from vaecli.papers.experiment import load_experiment, shipped_experiments
+from vaecli.papers.results import thin
 from vaecli.papers.spec import Ours, Published, Value
 from vaecli.runs.run import list_runs
 from vaecli.sweeps.execution import run_sweep
@@ -244,9 +245,39 @@ def test_a_page_shows_runs_that_are_elsewhere_by_their_results(vae, mine, faces,
     assert [run["images"] for run in json.loads(vae("reproduce", mine, *TINY, *other).stdout)["runs"]] == [0, 0]
 
 
+UNEQUAL = json.dumps(
+    {
+        "evaluations": {},
+        "runs": [
+            {
+                "identity": {},
+                "settings": {},
+                "epochs": 1,
+                "finished": True,
+                "images": 45,
+                "evaluations": {},
+                "curves": {"train": {"images": [45, 90], "metrics": {"elbo": [-1.0]}}},
+            }
+        ],
+    }
+)
+"""Otherwise right."""
+
+
+def test_of_a_long_curve_so_many_points_are_kept_that_none_is_missed_on_a_logarithmic_axis():
+    """Of 2,000 epochs of 50,000 images: the first, the last, and one within 1 % of any number of images."""
+    images = [50_000 * epoch for epoch in range(1, 2001)]
+    kept = [images[i] for i in thin(images)]
+    assert len(kept) <= 500
+    assert (kept[0], kept[-1]) == (5e4, 1e8)
+    for wanted in (1e6, 1e7, 3e7):
+        assert min(abs(at - wanted) for at in kept) <= 0.01 * wanted
+    assert thin(images[:500]) == [*range(500)]
+
+
 @pytest.mark.parametrize(
     "content",
-    ["", "[]", "{}", '{"runs": 3, "evaluations": {}}', '{"runs": [{"run": "x"}], "evaluations": {}}', None],
+    ["", "[]", "{}", UNEQUAL, '{"runs": 3, "evaluations": {}}', '{"runs": [{"run": "x"}], "evaluations": {}}', None],
 )
 def test_results_that_cannot_be_read_are_told_before_anything_is_trained(vae, mine, faces, content):
     if content is not None:

@@ -16,6 +16,7 @@ from vaecli.errors import VaecliError
 from vaecli.evaluation.generation import manifold, reconstruct, sample
 from vaecli.papers.comparison import SEED, Figure, Outcome
 from vaecli.papers.experiment import Experiment, as_key
+from vaecli.papers.results import thin
 from vaecli.papers.spec import Chart
 from vaecli.reports.plots import PAGE, add_charts, plain
 
@@ -23,8 +24,6 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 """Told apart by colour-blind readers too (Okabe & Ito 2008)."""
 MARKERS = ("o", "s", "D", "^", "v", "P")
 STYLES = {"train": (0, (4, 2)), "validation": "solid"}
-POINTS = 500
-"""Of a curve at most: there may be tens of thousands of epochs."""
 LATE = 0.03
 """The share of the images from which on a curve decides the range of a chart."""
 MAX_TITLE = 80
@@ -102,21 +101,15 @@ def _draw_lines(axis: Axes, chart: Chart, outcomes: Sequence[Outcome], colour: M
     for outcome in outcomes:
         paint = colour[values_of([outcome], chart.lines)[0]]
         for split in chart.splits:
-            images, values = thin(*outcome.curve(split, chart.metric))
+            images, values = outcome.curve(split, chart.metric)
+            shown = thin(images)
+            images, values = [images[i] for i in shown], [values[i] for i in shown]
             marker = "." if len(images) == 1 else None
             axis.plot(images, values, color=paint, lw=1.4, ls=STYLES[split], marker=marker)
             found += zip(images, values, strict=True)
     last = max((images for images, _ in found), default=0)
     late = [value for images, value in found if images >= LATE * last]
     return late or [value for _, value in found]
-
-
-def thin(images: Sequence[int], values: Sequence[float]) -> tuple[list[int], list[float]]:
-    """Return so many points of a curve at most, evenly spaced on a logarithmic axis, from the first to the last."""
-    if len(images) <= POINTS:
-        return [*images], [*values]
-    rows = np.unique(np.searchsorted(images, np.geomspace(images[0], images[-1], POINTS)).clip(max=len(images) - 1))
-    return [images[i] for i in rows], [values[i] for i in rows]
 
 
 def _draw_published(axis: Axes, figure: Figure, experiment: Experiment, marker: str, colour: str) -> list[float]:

@@ -12,7 +12,7 @@ from vaecli.config.schema import Config, get_setting
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import VaecliError
 from vaecli.papers.experiment import Experiment, matches
-from vaecli.papers.results import Point, RecordedRun, Results, read_results
+from vaecli.papers.results import Curve, RecordedRun, Results, read_results, thin
 from vaecli.papers.spec import CURVES, Published, Split, Value
 from vaecli.reports.statistics import interval
 from vaecli.runs.records import read_object
@@ -22,6 +22,8 @@ from vaecli.sweeps.sweep import Job, JobOptions, find_evaluation, plan_jobs
 CLOSE = 0.99
 """The share of the images of a published number from which ours counts as of as many."""
 SEED = "seed"
+SPLITS: tuple[Split, ...] = ("train", "validation")
+"""Those of which there are curves."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,11 @@ def _outcome_elsewhere(experiment: Experiment, config: Config, results: Results,
         if results.evaluations.get(theirs) == spec
     }
     is_trained = run.finished and run.epochs >= config.training.epochs
-    rows = [point.model_dump() for point in run.curves]
+    rows = [
+        {"split": split, "images": images, **{name: values[i] for name, values in curve.metrics.items()}}
+        for split, curve in run.curves.items()
+        for i, images in enumerate(curve.images)
+    ]
     return Outcome(config, None, run.images, is_trained, found, rows, run.run)
 
 
@@ -108,7 +114,7 @@ def record(experiment: Experiment, outcome: Outcome) -> RecordedRun:
     if is_array(config.data.name):
         identity["data"]["name"] = fingerprint(config.data.name)
     shown = {chart.metric for chart in spec.charts} | {of.ours.metric for of in spec.published.values()}
-    kept = ("split", "images", *(metric for metric in CURVES if metric in shown))
+    names = [metric for metric in CURVES if metric in shown]
     return RecordedRun(
         identity=identity,
         settings={key: get_setting(config, key) for key in experiment.sweep.keys},
@@ -117,8 +123,14 @@ def record(experiment: Experiment, outcome: Outcome) -> RecordedRun:
         finished=outcome.is_trained,
         images=outcome.images,
         evaluations={name: dict(found) for name, found in outcome.evaluations.items()},
-        curves=[Point(**{key: row[key] for key in kept if key in row}) for row in outcome.rows],
+        curves={split: _curve_of([row for row in outcome.rows if row["split"] == split], names) for split in SPLITS},
     )
+
+
+def _curve_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Curve:
+    """Return what is kept of the rows of a split."""
+    rows = [rows[i] for i in thin([row["images"] for row in rows])]
+    return Curve(images=[row["images"] for row in rows], metrics={name: [r.get(name) for r in rows] for name in names})
 
 
 def _evaluations(experiment: Experiment, run: Run) -> dict[str, dict[str, Any]]:

@@ -1,10 +1,12 @@
 """The results.json of an experiment's page, by which its runs are known where they themselves are not."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+import numpy as np
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from vaecli.config.identity import recorded_identity
 from vaecli.errors import VaecliError
@@ -12,19 +14,25 @@ from vaecli.papers.spec import Split
 from vaecli.runs.records import read_object
 
 RESULTS = "results.json"
+POINTS = 500
+"""Of a curve at most: there may be tens of thousands of epochs."""
 
 
-class Point(BaseModel):
-    """Hold the metrics of one epoch, of a split, that a page shows."""
+class Curve(BaseModel):
+    """Hold the metrics of a split, as many as a page shows, at the end of epochs, as many as can be told apart."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
-    split: Split
-    images: int
-    elbo: float | None = None
-    log_likelihood: float | None = None
-    kl: float | None = None
-    active_units: float | None = None
+    images: list[int]
+    """Seen in training."""
+    metrics: dict[str, list[float | None]]
+    """By name, each as long."""
+
+    @model_validator(mode="after")
+    def _are_as_long(self) -> "Curve":
+        if any(len(values) != len(self.images) for values in self.metrics.values()):
+            raise ValueError("must have as many values as images")
+        return self
 
 
 class RecordedRun(BaseModel):
@@ -43,7 +51,7 @@ class RecordedRun(BaseModel):
     finished: bool
     images: int
     evaluations: dict[str, dict[str, Any]]
-    curves: list[Point]
+    curves: dict[Split, Curve]
 
     @property
     def key(self) -> str:
@@ -59,6 +67,14 @@ class Results(BaseModel):
     evaluations: dict[str, dict[str, Any]]
     """How runs were evaluated, by name."""
     runs: list[RecordedRun]
+
+
+def thin(images: Sequence[int]) -> list[int]:
+    """Return which points of a curve to keep: so many at most, evenly spaced on a logarithmic axis, first and last."""
+    if len(images) <= POINTS:
+        return [*range(len(images))]
+    rows = np.searchsorted(images, np.geomspace(images[0], images[-1], POINTS)).clip(max=len(images) - 1)
+    return [int(i) for i in np.unique(rows)]
 
 
 def read_results(path: Path) -> tuple[Results, dict[str, RecordedRun]]:
