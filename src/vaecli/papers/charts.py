@@ -191,7 +191,7 @@ def _draw_kind(axis: Axes, kind: Sequence[Figure]) -> None:
     axis.set_title(plain(kind[0].published.title, MAX_TITLE), fontsize=10, loc="left")
     axis.set_yticks(range(len(kind)), [plain(describe(figure.value.where)) for figure in kind], fontsize=9)
     axis.set_ylim(len(kind) - 0.5, -0.5)
-    axis.xaxis.set_major_locator(MaxNLocator(7))
+    axis.xaxis.set_major_locator(MaxNLocator(7, integer=kind[0].published.digits == 0))
     axis.grid(axis="x", alpha=0.25)
     axis.spines[["top", "right", "left"]].set_visible(False)
     axis.tick_params(left=False)
