@@ -61,6 +61,12 @@ def test_settings_that_do_not_apply_are_known(decoder, unused):
     assert found == unused | {"model.prior_components", "model.classes", "objective.L_warmup"}
 
 
+def test_samples_that_are_never_drawn_are_known():
+    few = {"objective": {"L": 5, "L_warmup": 3}, "training": {"epochs": 3}}
+    assert unused_settings(parse_config(few))["objective.L"] == "L_warmup lasts for all epochs"
+    assert "objective.L" not in unused_settings(parse_config(few | {"training": {"epochs": 4}}))
+
+
 def test_a_given_scale_is_well_posed_and_leaves_the_floor_without_effect():
     model = {"decoder": "sigma-gaussian", "sigma": 0.1}
     config = parse_config({"model": model, "data": {"dequantize": False}})
