@@ -12,7 +12,7 @@ from vaecli.config.schema import Config, get_setting
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import VaecliError
 from vaecli.papers.experiment import Experiment, matches
-from vaecli.papers.results import Curve, RecordedRun, Results, read_results, thin
+from vaecli.papers.results import Curve, RecordedRun, Results, key_of, read_results, thin
 from vaecli.papers.spec import CURVES, Published, Split, Value
 from vaecli.reports.statistics import interval
 from vaecli.runs.records import read_object
@@ -74,7 +74,7 @@ def gather_outcomes(
     outcomes = []
     for job in plan_jobs(experiment.sweep.configs, options):
         found = [Outcome(job.config, None) if job.run is None else _outcome_of(experiment, job, job.run)]
-        key = record(experiment, found[0]).key
+        key = key_of(_portable_identity(job.config)) if recorded else ""
         for results, runs in recorded:
             if key in runs:
                 found.append(_outcome_elsewhere(experiment, job.config, results, runs[key]))
@@ -110,13 +110,10 @@ def _outcome_elsewhere(experiment: Experiment, config: Config, results: Results,
 def record(experiment: Experiment, outcome: Outcome) -> RecordedRun:
     """Return a run as results.json has it."""
     config, spec = outcome.config, experiment.spec
-    identity: dict[str, Any] = json.loads(config.identity)
-    if is_array(config.data.name):
-        identity["data"]["name"] = fingerprint(config.data.name)
     shown = {chart.metric for chart in spec.charts} | {of.ours.metric for of in spec.published.values()}
     names = [metric for metric in CURVES if metric in shown]
     return RecordedRun(
-        identity=identity,
+        identity=_portable_identity(config),
         settings={key: get_setting(config, key) for key in experiment.sweep.keys},
         run=outcome.origin,
         epochs=config.training.epochs,
@@ -125,6 +122,14 @@ def record(experiment: Experiment, outcome: Outcome) -> RecordedRun:
         evaluations={name: dict(found) for name, found in outcome.evaluations.items()},
         curves={split: _curve_of([row for row in outcome.rows if row["split"] == split], names) for split in SPLITS},
     )
+
+
+def _portable_identity(config: Config) -> dict[str, Any]:
+    """Return what makes a run the same on another machine, where an array may have another path."""
+    values: dict[str, Any] = json.loads(config.identity)
+    if is_array(config.data.name):
+        values["data"]["name"] = fingerprint(config.data.name)
+    return values
 
 
 def _curve_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Curve:

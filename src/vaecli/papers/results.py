@@ -1,7 +1,7 @@
 """The results.json of an experiment's page, by which its runs are known where they themselves are not."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,6 @@ class RecordedRun(BaseModel):
     evaluations: dict[str, dict[str, Any]]
     curves: dict[Split, Curve]
 
-    @property
-    def key(self) -> str:
-        """Return the identity as text, without the number of epochs where that can be extended."""
-        return recorded_identity(json.dumps(self.identity), extend=True)
-
 
 class Results(BaseModel):
     """Hold what is read of the results.json of an experiment's page."""
@@ -67,6 +62,11 @@ class Results(BaseModel):
     evaluations: dict[str, dict[str, Any]]
     """How runs were evaluated, by name."""
     runs: list[RecordedRun]
+
+
+def key_of(identity: Mapping[str, Any]) -> str:
+    """Return an identity as text, without the number of epochs where that can be extended."""
+    return recorded_identity(json.dumps(identity), extend=True)
 
 
 def thin(images: Sequence[int]) -> list[int]:
@@ -83,7 +83,7 @@ def read_results(path: Path) -> tuple[Results, dict[str, RecordedRun]]:
         if not path.is_file():
             raise VaecliError(f"{path}: no such file")
         results = Results.model_validate(read_object(path))
-        return results, {run.key: run for run in results.runs if run.images}
+        return results, {key_of(run.identity): run for run in results.runs if run.images}
     except (KeyError, TypeError, ValueError) as error:
         raise VaecliError(
             f"{path}: is not the results.json of an experiment's page, or of another version; "
