@@ -34,9 +34,9 @@ def test_the_passes_of_burda_et_al_are_of_all_60_000_images():
 
 
 def test_settings_of_the_command_line_stand_over_those_of_every_run_and_of_the_grid():
-    found = load_experiment("aevb-figure-2", settings=["model.hidden_dim=8", "model.latent_dim=3"])
+    found = load_experiment("aevb-figure-2", settings=["model.hidden_dim=8", "model.latent_dim=3", "model.init=paper"])
     assert [config.model.hidden_dim for config in found.sweep.configs] == [(8,), (8,)]  # of either algorithm
-    assert found.settings == ("model.hidden_dim=8", "model.latent_dim=3")
+    assert found.settings == ("model.hidden_dim=8", "model.latent_dim=3", "model.init=paper")
 
 
 def test_some_runs_are_chosen_by_what_varies():
@@ -74,7 +74,10 @@ def test_all_errors_of_a_file_are_told_at_once_each_with_its_line(tmp_path):
         ({"evaluation": "tset", "metric": "elbo"}, r"no such evaluation, tset; did you mean test\?"),
         ({"evaluation": "test", "metric": "elbow"}, r"no such metric, elbow; did you mean elbo\?"),
         ({"where": {"model.hidden_dim": 3}}, r"where\.model\.hidden_dim: does not vary"),
-        ({"where": {"training.algorithm": "aevb"}}, r"must say of which runs it is: model\.latent_dim varies"),
+        (
+            {"where": {"training.algorithm": "aevb", "model.init": "paper"}},
+            r"must say of which runs it is: model\.latent_dim varies",
+        ),
         ({"panels": "seed"}, r"charts\.0: seed does not vary"),
         ({"published": ["testt"]}, r"no such published numbers, testt; did you mean test\?"),
     ],
