@@ -57,10 +57,12 @@ def values_of(outcomes: Sequence[Outcome], key: str | None) -> list[Any]:
     return [None] if key is None else list(dict.fromkeys(as_key(get_setting(o.config, key)) for o in outcomes))
 
 
-def _panels(n: int, height: float) -> tuple[Picture, list[Axes]]:
-    columns = min(n, 3)
+def _panels(n: int, height: float | None = None, shape: tuple[int, int] = (1, 1)) -> tuple[Picture, list[Axes]]:
+    """Return n charts, two or three in a row, of a height in inches or in proportion to a shape (rows, columns)."""
+    columns = 2 if n == 4 else min(n, 3)
     rows = ceil(n / columns)
     width = PAGE if n > 1 else 0.7 * PAGE
+    height = width / columns * shape[0] / shape[1] if height is None else height
     picture = Picture(figsize=(width, height * rows + 0.7), layout="constrained")
     return picture, add_charts(picture, rows, columns, n)
 
@@ -86,8 +88,8 @@ def draw_curves(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome
         axis.set_xscale("log")
         axis.set_title("" if chart.panels is None else describe(here), fontsize=10)
         axis.set_xlabel("images seen")
-    for axis in axes[::3]:
-        axis.set_ylabel("nats per image")
+    for axis in axes:
+        axis.set_ylabel("nats per image" if axis.get_subplotspec().is_first_col() else "")  # type: ignore[union-attr]
     left, right = (f(axis.get_xlim()[i] for axis in axes) for i, f in ((0, min), (1, max)))
     for axis in axes:
         axis.set_xlim(left, right)
@@ -214,7 +216,7 @@ def draw_pictures(
                 continue
     if not chosen:
         return None
-    picture, axes = _panels(len(chosen), PAGE / 3)
+    picture, axes = _panels(len(chosen), shape=next(iter(chosen.values())).shape[:2])
     for axis, (panel, pixels) in zip(axes, chosen.items(), strict=True):
         axis.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="none")
         axis.set(xticks=[], yticks=[])
