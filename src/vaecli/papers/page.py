@@ -103,12 +103,14 @@ def _group(figures: Sequence[Figure]) -> dict[str, Any]:
     ours = published.ours
     what = f"the curve of {ours.curve} images" if ours.curve else f"evaluation {ours.evaluation} at the end"
     at = "" if published.images is None else f" after {published.images:,.0f} images"
+    known = any(figure.value.value is not None for figure in figures)
+    goal = f" Goal: {goal_in_words(published)}." if known else ""
     keys = [key for key in dict.fromkeys(key for f in figures for key in f.value.where) if key != SEED]
     return {
         "title": published.title,
         "unit": published.unit,
         "source": published.source,
-        "about": f"Ours: {ours.metric} of {what}{at}. Goal: {goal_in_words(published)}.",
+        "about": f"Ours: {ours.metric} of {what}{at}.{goal}",
         "names": [key.rpartition(".")[2] for key in keys],
         "rows": [{"labels": [f.value.where.get(key, "") for key in keys], "cells": _cells(f)} for f in figures],
     }
