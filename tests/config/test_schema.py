@@ -12,7 +12,7 @@ def test_defaults_are_those_of_the_documentation():
     config = Config()
     assert config.data.model_dump() == {
         "name": "mnist", "kind": "images", "binarize": "dynamic", "dequantize": True,
-        "train": None, "validation": None, "test": None,
+        "shuffle": False, "train": None, "validation": None, "test": None,
     }  # fmt: skip
     assert (config.model.latent_dim, config.model.hidden_dim, config.objective.L) == (20, (500,), 1)
     assert (config.optimizer.learning_rate, config.optimizer.schedule) == (0.002, "cosine")

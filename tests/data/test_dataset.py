@@ -31,14 +31,39 @@ def test_own_images_split_in_order(faces, images):
     assert (len(own.train), len(own.validation), len(own.test)) == (45, 9, 6)  # a tenth, then a sixth of the rest
     parts = torch.cat([own.train.pixels, own.validation.pixels, own.test.pixels])
     assert torch.equal(parts, torch.from_numpy(images).flatten(1))
-    assert own.test.labels.tolist() == [4, 0, 1, 2, 3, 4][1:] + [4][:0] or own.test.labels.tolist() == [
-        4,
-        0,
-        1,
-        2,
-        3,
-        4,
-    ]
+    assert own.test.labels.tolist() == [4, 0, 1, 2, 3, 4]
+
+
+def test_a_random_order_keeps_images_and_labels_together_and_is_always_the_same(faces, images):
+    one, two = dataset(faces, shuffle=True), dataset(faces, shuffle=True, train=7)
+    parts = [one.train, one.validation, one.test]
+    assert [len(part) for part in parts] == [45, 9, 6]
+    rows = [images.reshape(60, -1).tolist().index(x) for part in parts for x in part.pixels.tolist()]
+    assert sorted(rows) == list(range(60))
+    assert len({*rows[-6:]} & {*range(54, 60)}) < 6  # the last six of the file, but for one order in 50 million
+    assert torch.cat([part.labels for part in parts]).tolist() == [row % 5 for row in rows]
+    assert torch.equal(two.train.pixels, one.train.pixels[:7])
+    assert torch.equal(two.test.pixels, one.test.pixels)
+
+
+def test_vectors_in_a_random_order_are_standardised_by_those_that_are_trained_on(tmp_path):
+    np.save(tmp_path / "x.npy", np.arange(60.0)[:, None])
+    own = dataset(tmp_path / "x.npy", kind="vectors", shuffle=True)
+    # z = (x - mean) / deviation over the 45 that are trained on, whichever they are
+    assert own.train.pixels.mean().item() == pytest.approx(0, abs=1e-6)
+    assert own.train.pixels.std(correction=0).item() == pytest.approx(1, abs=1e-6)
+
+
+def test_a_random_order_of_mnist_leaves_its_test_images():
+    mnist, plain = dataset("mnist", shuffle=True, train=5), dataset("mnist")
+    assert torch.equal(mnist.test.pixels, plain.test.pixels)
+    assert not torch.equal(mnist.validation.pixels, plain.validation.pixels)
+
+
+def test_a_random_order_that_does_not_fit_into_memory_is_refused(faces, monkeypatch):
+    monkeypatch.setattr("vaecli.data.dataset.process_memory", lambda: 1000)
+    with pytest.raises(DataError, match=r"45 images in a random order take .* GiB.*leave out data\.shuffle"):
+        _ = dataset(faces, shuffle=True).train
 
 
 def test_splits_of_chosen_sizes(faces):

@@ -40,7 +40,7 @@ LIST = "ls"
         "vae reproduce aevb-figure-2 --where model.latent_dim=20",
         "vae reproduce aevb-figure-2 --report",
         "vae reproduce aevb-figure-2 --report --with elsewhere/results.json",
-        "vae reproduce aevb-figure-2-frey --data shuffled.npy",
+        "vae reproduce aevb-figure-2-frey --data freyfaces.npy",
         "vae reproduce my-paper.yaml --dry-run",
     )
 )

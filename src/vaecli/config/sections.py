@@ -24,6 +24,9 @@ class DataConfig(Section):
     """Binary likelihoods only: b ~ Bern(k/255) drawn anew each time, b = [k > 127], b drawn once, or k/255 itself."""
     dequantize: bool = True
     """Density likelihoods only: y = (k + u)/256 with u ~ U[0, 1) drawn anew each time, or k/255."""
+    shuffle: bool = False
+    """Whether the images of an array, or of a data set's training split, are put into a random order before they are
+    split, the same whatever the seed: for arrays that are sorted, or frames of a film."""
     train: int | None = Field(None, ge=1)
     """How many of the first images of the training split are trained on; null: all that are not held out."""
     validation: int | None = Field(None, ge=0)

@@ -27,11 +27,13 @@ from vaecli.data.sources import (
 )
 from vaecli.data.vectors import Units, units_of
 from vaecli.errors import DataError
+from vaecli.memory import process_memory
 from vaecli.stages import StageCallback, silent, wait_for
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 _STATIC_SEED = 20131220
+_ORDER_SEED = 20131221
 
 
 @dataclass(frozen=True)
@@ -139,10 +141,27 @@ class Dataset:
         """Return what standardises vectors, by those that are trained on; None of images."""
         if self._config.kind == "images":
             return None
-        rows = self._training_rows
-        return wait_for(
-            "standardising the vectors", lambda: units_of(self._training_source.pixels[rows]), self._on_stage
-        )
+        trained_on = self._training_source.pixels[self._rows("train", self._training_rows)]
+        return wait_for("standardising the vectors", lambda: units_of(trained_on), self._on_stage)
+
+    def _rows(self, split: Split, rows: slice) -> "slice | Int64[NDArray[Any], ' n']":
+        """Return where images of a split lie in their source; those in a random order are copied into memory."""
+        if not self._config.shuffle or (split == "test" and not self._is_own):
+            return rows
+        chosen = self._order[rows]
+        needed, available = self._training_source.pixels[0].nbytes * len(chosen), process_memory()
+        if available is not None and needed > available:
+            raise DataError(
+                f"{self.name}: {len(chosen):,} {self._config.kind} in a random order take {needed / 2**30:,.1f} GiB, "
+                f"and {available / 2**30:,.1f} GiB is all that this process may use; train on fewer by data.train, or "
+                "shuffle the file itself and leave out data.shuffle"
+            )
+        return chosen
+
+    @cached_property
+    def _order(self) -> Int64[NDArray[Any], " N"]:
+        generator = torch.Generator().manual_seed(_ORDER_SEED)
+        return torch.randperm(len(self._training_source.pixels), generator=generator).numpy()
 
     @property
     def _is_own(self) -> bool:
@@ -183,7 +202,8 @@ class Dataset:
 
     def _images(self, split: Split, rows: slice) -> Images:
         source = self._source("test") if split == "test" and not self._is_own else self._training_source
-        chosen = source.pixels[rows]
+        at = self._rows(split, rows)
+        chosen = source.pixels[at]
         shape = _shape(chosen)
         if not shape.is_usable:
             raise DataError(
@@ -195,9 +215,10 @@ class Dataset:
         if self._static:
             grey = pixels
             pixels = wait_for(f"binarising the {split} images", lambda: _binarize_once(grey, split), self._on_stage)
-        labels = None if source.labels is None else torch.from_numpy(np.array(source.labels[rows]))
+        labels = None if source.labels is None else torch.from_numpy(np.array(source.labels[at]))
+        order = ", in a random order" if self._config.shuffle else ""
         made = ", binarised once" if self._static else "" if units is None else ", standardised"
-        which = f"{self._config.kind} {rows.start} to {rows.stop}{made}"
+        which = f"{self._config.kind} {rows.start} to {rows.stop}{order}{made}"
         origin = (array_path(self.name), which) if self._is_own else None
         return Images(pixels, labels, shape, origin, self._on_stage)
 
