@@ -99,10 +99,11 @@ def test_on_and_off_are_words_although_yaml_has_them_as_booleans():
         parse_config({"training": {"compile": 1}})
 
 
-def test_a_flow_of_one_dimension_is_refused_with_its_line(tmp_path):
+@pytest.mark.parametrize("name", ["flow", "iaf"])
+def test_a_flow_of_one_dimension_is_refused_with_its_line(tmp_path, name):
     path = tmp_path / "one.yaml"
-    path.write_text("model:\n  posterior: flow\n  latent_dim: 1\n")
-    with pytest.raises(ConfigError, match=r"one.yaml:2: model.posterior: must be 'diagonal' or 'full'.*not 'flow'"):
+    path.write_text(f"model:\n  posterior: {name}\n  latent_dim: 1\n")
+    with pytest.raises(ConfigError, match=rf"one.yaml:2: model.posterior: must be 'diagonal' or 'full'.*not '{name}'"):
         load_config(path)
 
 

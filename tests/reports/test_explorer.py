@@ -41,7 +41,9 @@ NETWORKS = (
     {"network": "conv", "channels": 3, "hidden_dim": [], "normalization": "batch"},
     {"network": "mlp", "hidden_dim": 8, "normalization": "layer"},
 )
-LATENT = [(posterior, prior) for posterior in ("diagonal", "full", "flow") for prior in ("standard", "mixture", "vamp")]
+LATENT = [
+    (posterior, prior) for posterior in ("diagonal", "full", "flow", "iaf") for prior in ("standard", "mixture", "vamp")
+]
 EVERY = [
     *zip(LIKELIHOODS, NETWORKS, cycle(LATENT), strict=False),
     *zip(reversed(LIKELIHOODS), cycle(({"sigma": 0.2},)), LATENT[len(LIKELIHOODS) :], strict=False),

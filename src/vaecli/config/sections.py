@@ -8,6 +8,8 @@ from vaecli.config.data_sets import DataSet
 from vaecli.config.fields import Channels, Layers, Section, Size, Switch
 from vaecli.config.likelihoods import LIKELIHOODS, Decoder, Likelihood
 
+FLOWS = "flow", "iaf"
+"""The posteriors that have no formula for their moments and their KL."""
 CHANNELS = 32, 64
 """Of convolutions, unless they are given."""
 
@@ -70,8 +72,9 @@ class ModelConfig(Section):
     sigma: float | None = Field(None, gt=0, le=1e6)
     """The one scale of i-gaussian and of sigma-gaussian, in units of the 0..1 pixel, or of a vector's deviations; null:
     1 of the first, learned by the second."""
-    posterior: Literal["diagonal", "full", "flow"] = "diagonal"
-    """q(z|x): a Gaussian of diagonal or of full covariance, or a diagonal one transformed by a flow."""
+    posterior: Literal["diagonal", "full", "flow", "iaf"] = "diagonal"
+    """q(z|x): a Gaussian of diagonal or of full covariance, or a diagonal one transformed by a flow of coupling
+    layers, or by an inverse autoregressive one."""
     prior: Literal["standard", "mixture", "vamp"] = "standard"
     """N(0, I); a mixture of Gaussians, all learned; or one of the encoder's posteriors of learned pseudo-inputs."""
     prior_components: Size = 500
@@ -109,7 +112,7 @@ class ModelConfig(Section):
     @field_validator("posterior")
     @classmethod
     def _flow_needs_dimensions(cls, value: str, info: Any) -> str:
-        if value == "flow" and info.data.get("latent_dim") == 1:
+        if value in FLOWS and info.data.get("latent_dim") == 1:
             raise ValueError("Input should be 'diagonal' or 'full': in one latent dimension a flow is a Gaussian")
         return value
 

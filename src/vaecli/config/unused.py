@@ -2,6 +2,7 @@
 
 from vaecli.config.likelihoods import Support
 from vaecli.config.schema import Config
+from vaecli.config.sections import FLOWS
 
 
 def unused_settings(config: Config) -> dict[str, str]:
@@ -25,7 +26,7 @@ def unused_settings(config: Config) -> dict[str, str]:
             "there is no hidden layer",
         ),
         (("model.prior_components",), model.prior == "standard", "the standard prior has only one"),
-        (("objective.estimator",), model.prior != "standard" or model.posterior == "flow", no_closed_form),
+        (("objective.estimator",), model.prior != "standard" or model.posterior in FLOWS, no_closed_form),
         (("objective.L_warmup",), config.objective.L == 1, "L is 1"),
         (("objective.L",), config.objective.L_warmup >= config.training.epochs, "L_warmup lasts for all epochs"),
         (("objective.estimator",), config.objective.name != "elbo", f"{config.objective.name} has only one"),

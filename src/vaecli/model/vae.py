@@ -18,7 +18,7 @@ from vaecli.model.conditionals import Conditional, Described, Gaussian
 from vaecli.model.distributions import DiagonalNormal, Factorised
 from vaecli.model.links import LINKS, Floor
 from vaecli.model.networks import AT_MEAN_IMAGE, NETWORKS, initialise
-from vaecli.model.posteriors import Flow, FullCovariance, FullNormal
+from vaecli.model.posteriors import AUTOREGRESSIVE, COUPLING, Flow, FullCovariance, FullNormal
 from vaecli.model.priors import Examples, GaussianMixture, Prior, StandardNormal, VampPrior
 
 CHUNK = 1000
@@ -198,6 +198,8 @@ def build_vae(
         vae = _assemble(config, image_shape, of_vectors=of_vectors)
     for module in (*vae.encoder.children(), *vae.decoder.children()):  # networks, and what else has parameters
         initialise(module, AT_MEAN_IMAGE.get(config.init, config.init), generator)
+        if isinstance(module, Flow):
+            module.start()
     vae.prior.initialise(generator, examples)
     if config.init in AT_MEAN_IMAGE and mean_image is not None:
         vae.decoder.start_at(mean_image)
@@ -222,7 +224,8 @@ class Family(NamedTuple):
 POSTERIORS = {
     "diagonal": Family(lambda latent_dim: 2 * latent_dim, lambda network, _: Gaussian(network)),
     "full": Family(FullCovariance.n_outputs, lambda network, z: Described(network, FullCovariance(z))),
-    "flow": Family(Flow.n_outputs, lambda network, z: Described(network, Flow(z))),
+    "flow": Family(COUPLING.n_outputs, lambda network, z: Described(network, Flow(z, COUPLING))),
+    "iaf": Family(AUTOREGRESSIVE.n_outputs, lambda network, z: Described(network, Flow(z, AUTOREGRESSIVE))),
 }
 """The posteriors by their names in the config."""
 PRIORS: dict[str, Callable[[ModelConfig, ImageShape, Conditional], Prior]] = {

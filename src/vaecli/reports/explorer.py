@@ -19,6 +19,7 @@ from torch import Tensor
 from vaecli.config.likelihoods import Support
 from vaecli.config.loading import dump_config
 from vaecli.config.schema import Config
+from vaecli.config.sections import FLOWS
 from vaecli.data.dataset import Dataset, Images, Split
 from vaecli.data.preprocess import Batch, build_preprocess
 from vaecli.errors import UsageError, VaecliError
@@ -134,7 +135,7 @@ def _render(shown: Shown) -> str:
         title=shown.run.name,
         summary=_summary(shown.config),
         caveat=shown.config.caveat,
-        has_flow=shown.config.model.posterior == "flow",
+        has_flow=shown.config.model.posterior in FLOWS,
         are_digits=shown.config.data.name == CENTRED,
         style=Markup(style),  # noqa: S704 - our own
         script=Markup(script),  # noqa: S704 - our own

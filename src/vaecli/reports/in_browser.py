@@ -29,7 +29,7 @@ from vaecli.model.conditionals import (
 from vaecli.model.distributions import DiagonalNormal
 from vaecli.model.links import LINKS
 from vaecli.model.networks import FromRows, Gate, ToRows
-from vaecli.model.posteriors import CONTEXT, OF_MEAN, Flow, FullCovariance, fixed_noise
+from vaecli.model.posteriors import OF_MEAN, Flow, FullCovariance, fixed_noise
 from vaecli.model.priors import GaussianMixture, Prior, StandardNormal, VampPrior
 from vaecli.model.vae import VAE
 
@@ -259,14 +259,14 @@ LIKELIHOODS: dict[type, Callable[[Any], Json]] = {
 
 
 def _flow(flow: Flow, latent_dim: int, arrays: Arrays) -> Json:
-    """Describe the coupling layers in the order in which noise goes through them, and the noise of the moments."""
+    """Describe the layers in the order in which noise goes through them, and the noise of the moments."""
     return {
         "type": "flow",
         "noise": arrays.add(fixed_noise(latent_dim)),
         "of_mean": OF_MEAN,
-        "couplings": [
-            {"layers": _layers(coupling.hyper, latent_dim + CONTEXT, arrays), "passes": coupling.passes}
-            for coupling in flow.transform.transforms
+        "transforms": [
+            {"layers": _layers(transform.hyper, latent_dim + flow.layers.context, arrays), "passes": transform.passes}
+            for transform in flow.transform.transforms
         ],
     }
 

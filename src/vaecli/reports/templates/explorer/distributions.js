@@ -175,18 +175,18 @@ const POSTERIORS = {
     };
   },
 
-  /* z = μ + σ ⊙ f(ε; c), f of coupling layers; its moments are those of the same noise as in Python. */
-  flow({ couplings, noise, of_mean }, outputs, n) {
+  /* z = μ + σ ⊙ f(ε; c), f of layers, coupling or autoregressive; its moments are those of the same noise as in Python. */
+  flow({ transforms, noise, of_mean }, outputs, n) {
     const shift = outputs.subarray(0, n);
     const logSigma = outputs.subarray(n, 2 * n).map((v) => v / 2);
     const sigma = logSigma.map(Math.exp);
     const context = outputs.subarray(2 * n);
-    const minimum = Math.log(1e-3); // of a coupling's log scale
+    const minimum = Math.log(1e-3); // of a layer's log scale
     const joined = new Float32Array(n + context.length);
     joined.set(context, n);
 
-    /* Return the shifts and log scales that a coupling layer has at a place. */
-    function coupled({ layers }, place) {
+    /* Return the shifts and log scales that a layer has at a place. */
+    function shifted({ layers }, place) {
       joined.set(place);
       const phi = forward(layers, joined);
       const log = place.map((_, i) => phi[2 * i + 1] / (1 + Math.abs(phi[2 * i + 1] / minimum)));
@@ -196,8 +196,8 @@ const POSTERIORS = {
     function transport(epsilon) {
       let y = Float32Array.from(epsilon);
       let logVolume = 0;
-      for (const coupling of couplings) {
-        const { shift: move, log } = coupled(coupling, y);
+      for (const transform of transforms) {
+        const { shift: move, log } = shifted(transform, y);
         y = y.map((v, i) => v * Math.exp(log[i]) + move[i]);
         logVolume += sum(log);
       }
@@ -207,11 +207,11 @@ const POSTERIORS = {
     function logProb(z) {
       let y = shift.map((m, i) => (z[i] - m) / sigma[i]);
       let logVolume = 0;
-      for (const coupling of couplings.toReversed()) {
+      for (const transform of transforms.toReversed()) {
         let x = new Float32Array(n);
         let log;
-        for (let pass = 0; pass < coupling.passes; pass++) {
-          const at = coupled(coupling, x);
+        for (let pass = 0; pass < transform.passes; pass++) {
+          const at = shifted(transform, x);
           x = y.map((v, i) => (v - at.shift[i]) / Math.exp(at.log[i]));
           log = at.log;
         }
