@@ -182,6 +182,15 @@ def test_lists_may_be_panels_and_lines_and_the_page_shows_what_all_runs_share(va
     assert "hidden_dim: " not in config
 
 
+@pytest.mark.parametrize(("value", "goals"), [(-1000.0, 1), (None, 0)])
+def test_a_goal_is_stated_where_a_number_is_published(vae, tmp_path, faces, value, goals):
+    end = SPEC["published"]["end"] | {"values": [{"where": {"model.latent_dim": 2}, "value": value}]}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SPEC | {"published": {"end": end}, "charts": SPEC["charts"][1:2]}))
+    vae("reproduce", path, "--data", faces, "--report", "--quiet")
+    assert Path("runs/papers/mine/report.md").read_text().count("Goal: ") == goals
+
+
 def test_a_schedule_that_ends_with_the_run_starts_anew_with_another_budget(vae, mine, faces):
     command = ("reproduce", mine, *TINY, "optimizer.schedule=cosine", "--data", faces, "--quiet")
     vae(*command, "--where", "model.latent_dim=2", "--budget", 45)
