@@ -158,6 +158,7 @@ class FlowLayers(NamedTuple):
     context: int
     """Numbers c that say of which image it is."""
     transforms: int
+    """Layers, the order of ε turned round from one to the next."""
     hidden: int
     """Units of the one hidden layer that makes m and s."""
     passes: int | None
@@ -174,9 +175,8 @@ class FlowLayers(NamedTuple):
 COUPLING = FlowLayers(context=32, transforms=4, hidden=64, passes=2, from_identity=False)
 """Affine coupling (Dinh et al. 2017, arXiv 1605.08803): cheap both ways, draws and the density of any z."""
 AUTOREGRESSIVE = FlowLayers(context=128, transforms=4, hidden=256, passes=None, from_identity=True)
-"""Inverse autoregressive flow (Kingma et al. 2016, arXiv 1606.04934): its draws and their densities are as cheap, the
-density of any other z takes Z times as long. In `best` its bound is ahead from the identity, that of coupling layers
-is not."""
+"""Inverse autoregressive flow (Kingma et al. 2016, arXiv 1606.04934): a draw and its density take one pass through each
+layer, the density of any other z takes Z. A start near the identity was ahead in `best`, for coupling layers behind."""
 
 
 @final
