@@ -75,7 +75,7 @@ class Config(Section):
         if value.network != "mlp":
             refuse("model", "network", value.network, "Input should be 'mlp' with data.kind: vectors, not pictures")
         if value.prior == "vamp":
-            reason = "Input should be 'standard' or 'mixture' with data.kind: vectors: pseudo-inputs are images"
+            reason = "Input should be 'standard', 'mixture' or 'flow' with data.kind: vectors: pseudo-inputs are images"
             refuse("model", "prior", value.prior, reason)
         return value
 
@@ -177,3 +177,22 @@ def get_setting(config: Config, key: str) -> Any:
 def describe_settings(config: Config, keys: Sequence[str]) -> str:
     """Describe the settings of these keys by the last part of each key: `decoder bernoulli, seed 0`."""
     return ", ".join(f"{key.rpartition('.')[2]} {get_setting(config, key)}" for key in keys)
+
+
+DEFAULTS: dict[str, Any] = json.loads(Config().identity)
+"""All settings that make two runs the same, now and as earlier versions recorded them."""
+
+
+def identity(config: Config, *, extend: bool = False) -> str:
+    """Return what makes two runs the same run; the number of epochs is no part of it where that can be extended."""
+    return recorded_identity(config.identity, extend=extend) if extend else config.identity
+
+
+def recorded_identity(recorded: str, *, extend: bool = False) -> str:
+    """Return the identity of a run from what was recorded of it: settings that came later have their defaults."""
+    values = json.loads(recorded)
+    for key, default in DEFAULTS.items():
+        values[key] = default | values.get(key, {}) if isinstance(default, dict) else values.get(key, default)
+    if extend and values["optimizer"]["schedule"] == "constant":
+        del values["training"]["epochs"]
+    return json.dumps(values, sort_keys=True)

@@ -1,7 +1,7 @@
 """Posteriors q(z|x) beyond the diagonal Gaussian, as functions of a network's outputs: full covariance, and flows."""
 
 from functools import cache
-from typing import Any, ClassVar, NamedTuple, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions.constraints import Constraint
 
 from vaecli.model.distributions import LOG_2PI, Posterior, Transported
+from vaecli.model.flows import FlowLayers
 
 PAIRS, OF_MEAN = 64, 16
 """Pairs ±ε by which the deviation of a flow is taken; of these the draws for its mean, which needs no more to be right
@@ -152,26 +153,6 @@ class TransformedNormal(Posterior):
         return log_density - log_volume - self._log_sigma.sum(-1)
 
 
-class FlowLayers(NamedTuple):
-    """Say what the layers of a flow are: y_i = m_i + s_i ε_i, with m_i and s_i made of c and some of the other ε."""
-
-    context: int
-    """Numbers c that say of which image it is."""
-    transforms: int
-    """Layers, the order of ε turned round from one to the next."""
-    hidden: int
-    """Units of the one hidden layer that makes m and s."""
-    passes: int | None
-    """How often ε is computed anew until it is that of a given y: 2, where the second half of ε is shifted and scaled
-    by the first; None for Z, where each is by all before it."""
-    from_identity: bool
-    """Whether f(ε) = ε at first."""
-
-    def n_outputs(self, latent_dim: int) -> int:
-        """Return how many numbers a flow takes of the encoder."""
-        return 2 * latent_dim + self.context
-
-
 COUPLING = FlowLayers(context=32, transforms=4, hidden=64, passes=2, from_identity=False)
 """Affine coupling (Dinh et al. 2017, arXiv 1605.08803): cheap both ways, draws and the density of any z."""
 AUTOREGRESSIVE = FlowLayers(context=128, transforms=4, hidden=256, passes=None, from_identity=True)
@@ -190,32 +171,12 @@ class Flow(nn.Module):
 
     def __init__(self, latent_dim: int, layers: FlowLayers) -> None:
         super().__init__()
-        import zuko  # noqa: PLC0415 (it is large, and few models have a flow)
-
         self._latent_dim, self.layers = latent_dim, layers
-        place = torch.get_default_device()
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):  # masks are computed, also for a model of shapes
-            flow = zuko.flows.MAF(
-                latent_dim,
-                layers.context,
-                transforms=layers.transforms,
-                passes=layers.passes,
-                hidden_features=(layers.hidden,),
-                activation=nn.Tanh,
-            )
-        self.transform = flow.transform.to(place)
-        for module in self.transform.modules():
-            for name, mask in list(module.named_buffers(recurse=False)):
-                module.register_buffer(name, mask, persistent=False)  # Z decides it; a checkpoint holds what is learned
+        self.transform = layers.build(latent_dim)
 
-    @torch.no_grad()
     def start(self) -> None:
         """Make f(ε) = ε where the layers begin so: what they learn is added to a diagonal Gaussian."""
-        if not self.layers.from_identity:
-            return
-        for layer in self.transform.transforms:
-            for parameter in layer.hyper[-1].parameters():
-                parameter.zero_()
+        self.layers.start(self.transform)
 
     def forward(self, output: Float[Tensor, "*batch outputs"]) -> TransformedNormal:
         """Return the distribution with this μ, log σ² and c."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, model_validator
 
-from vaecli.config.identity import recorded_identity
+from vaecli.config.schema import recorded_identity
 from vaecli.errors import VaecliError
 from vaecli.papers.spec import Split
 from vaecli.runs.records import read_object

@@ -8,8 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vaecli.config.identity import recorded_identity
 from vaecli.config.jobs import EvaluationSpec
+from vaecli.config.schema import recorded_identity
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock, write_json
 from vaecli.runs.run import LOCK

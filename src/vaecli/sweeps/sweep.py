@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vaecli.config.identity import identity, recorded_identity
 from vaecli.config.jobs import AnySpec, EvaluationSpec, Resources
 from vaecli.config.loading import load_config, load_yaml, override
-from vaecli.config.schema import Config, get_setting
+from vaecli.config.schema import Config, get_setting, identity, recorded_identity
 from vaecli.data.summaries import fingerprint
 from vaecli.errors import ConfigError, VaecliError, command_line
 from vaecli.evaluation.result import Evaluation, read_evaluation, read_per_image, summarise
