@@ -21,7 +21,7 @@ from vaecli.training.replicates import train_replicates
 from vaecli.training.session import Controls
 from vaecli.training.stopping import Limit
 
-PRIORS = ("standard", "mixture", "vamp")
+PRIORS = ("standard", "mixture", "vamp", "flow")
 POSTERIORS = ("diagonal", "full", "flow", "iaf")
 OBJECTIVES = ("elbo", "iwae", "stl", "dreg")
 KINDS = list(product(PRIORS, POSTERIORS))
@@ -81,7 +81,7 @@ def test_every_model_is_evaluated_and_sampled_from(small, tmp_path, prior, poste
 
 
 @pytest.mark.parametrize(
-    ("prior", "posterior"), [*zip(PRIORS, ("flow", "full", "diagonal"), strict=True), ("mixture", "iaf")]
+    ("prior", "posterior"), [*zip(PRIORS, ("flow", "full", "diagonal", "iaf"), strict=True), ("mixture", "iaf")]
 )
 def test_annealing_brackets_the_evidence(small, tmp_path, prior, posterior):
     run = train(small(**settings(prior, posterior)), runs_dir=tmp_path)
@@ -105,7 +105,7 @@ def test_gaps_are_found_of_a_diagonal_posterior_and_of_no_other(small, tmp_path,
 @pytest.mark.parametrize("objective", ["elbo", "dreg"])
 @pytest.mark.parametrize(
     ("prior", "posterior"),
-    [*zip(PRIORS, ("diagonal", "full", "flow"), strict=True), ("vamp", "full"), ("mixture", "iaf")],
+    [*zip(PRIORS, ("diagonal", "full", "flow", "flow"), strict=True), ("vamp", "full"), ("mixture", "iaf")],
 )
 def test_seeds_trained_as_one_program_go_where_each_goes_alone(small, tmp_path, prior, posterior, objective):
     configs = [small(**settings(prior, posterior, objective=objective), seed=seed) for seed in (0, 1)]

@@ -181,7 +181,7 @@ def test_labels_that_are_missing_or_beyond_the_classes_are_refused_before_traini
 
 def test_what_labels_do_not_go_with_is_refused_with_its_place():
     for settings, problem in (
-        (["model.prior=vamp"], "model.prior: must be 'standard' or 'mixture' with condition: labels"),
+        (["model.prior=vamp"], "model.prior: must be 'standard', 'mixture' or 'flow' with condition: labels"),
         (["training.algorithm=mcem"], "training.algorithm: must be 'aevb' with condition: labels"),
         (["training.algorithm=wake-sleep"], "training.algorithm: must be 'aevb' with condition: labels"),
     ):

@@ -134,7 +134,7 @@ def test_seeds_that_are_trained_together_keep_their_units(path, tmp_path):
         ("model.decoder=bernoulli", "model.decoder: must be 'gaussian', 'i-gaussian', 'sigma-gaussian'"),
         ("model.mean=sigmoid", "model.mean: must be 'linear'"),
         ("model.network=conv", "model.network: must be 'mlp'"),
-        ("model.prior=vamp", "model.prior: must be 'standard' or 'mixture'"),
+        ("model.prior=vamp", "model.prior: must be 'standard', 'mixture' or 'flow'"),
         ("data.name=mnist", "data.kind: must be 'images', unless data.name is a .npy or .npz file"),
     ],
 )

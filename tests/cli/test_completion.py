@@ -60,7 +60,7 @@ def test_settings_are_completed_by_key_and_then_by_value(ask):
     assert ask("vae train seed=1 model.dec") == [f"model.decoder={name}" for name in LIKELIHOODS]
     assert ask("vae train model.decoder=") == list(LIKELIHOODS)
     assert ask("vae train seed=1 model.decoder=g") == ["gaussian"]
-    assert ask("vae train model.prior=") == ["standard", "mixture", "vamp"]
+    assert ask("vae train model.prior=") == ["standard", "mixture", "vamp", "flow"]
     assert ask("vae train data.dequantize=") == ["true", "false"]
     assert ask("vae train model.latent_dim=") == []
     assert ask("vae compare-decoders --decoders bernoulli,i") == ["bernoulli,i-gaussian"]

@@ -99,17 +99,26 @@ def test_on_and_off_are_words_although_yaml_has_them_as_booleans():
         parse_config({"training": {"compile": 1}})
 
 
-@pytest.mark.parametrize("name", ["flow", "iaf"])
-def test_a_flow_of_one_dimension_is_refused_with_its_line(tmp_path, name):
+@pytest.mark.parametrize(
+    ("key", "name", "others"),
+    [
+        ("posterior", "flow", "'diagonal' or 'full'"),
+        ("posterior", "iaf", "'diagonal' or 'full'"),
+        ("prior", "flow", "'standard' or 'mixture'"),
+    ],
+)
+def test_a_flow_of_one_dimension_is_refused_with_its_line(tmp_path, key, name, others):
     path = tmp_path / "one.yaml"
-    path.write_text(f"model:\n  posterior: {name}\n  latent_dim: 1\n")
-    with pytest.raises(ConfigError, match=rf"one.yaml:2: model.posterior: must be 'diagonal' or 'full'.*not '{name}'"):
+    path.write_text(f"model:\n  {key}: {name}\n  latent_dim: 1\n")
+    with pytest.raises(ConfigError, match=rf"one.yaml:2: model.{key}: must be {others}.*not '{name}'"):
         load_config(path)
 
 
 def test_pseudo_inputs_do_not_meet_statistics_of_minibatches():
     """They would enter the running means by which images are normalised at evaluation."""
-    with pytest.raises(ConfigError, match=r"model.prior: must be 'standard' or 'mixture' with normalization: batch"):
+    with pytest.raises(
+        ConfigError, match=r"model.prior: must be 'standard', 'mixture' or 'flow' with normalization: batch"
+    ):
         parse_config({"model": {"prior": "vamp", "normalization": "batch"}})
     assert parse_config({"model": {"prior": "vamp", "normalization": "layer"}}).model.prior == "vamp"
 

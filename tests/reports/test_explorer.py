@@ -42,11 +42,13 @@ NETWORKS = (
     {"network": "mlp", "hidden_dim": 8, "normalization": "layer"},
 )
 LATENT = [
-    (posterior, prior) for posterior in ("diagonal", "full", "flow", "iaf") for prior in ("standard", "mixture", "vamp")
+    (posterior, prior)
+    for posterior in ("diagonal", "full", "flow", "iaf")
+    for prior in ("standard", "mixture", "vamp", "flow")
 ]
 EVERY = [
     *zip(LIKELIHOODS, NETWORKS, cycle(LATENT), strict=False),
-    *zip(reversed(LIKELIHOODS), cycle(({"sigma": 0.2},)), LATENT[len(LIKELIHOODS) :], strict=False),
+    *zip(cycle(reversed(LIKELIHOODS)), cycle(({"sigma": 0.2},)), LATENT[len(LIKELIHOODS) :], strict=False),
 ]
 """Every decoder, every kind of layer, and every posterior with every prior."""
 

@@ -75,10 +75,11 @@ class ModelConfig(Section):
     posterior: Literal["diagonal", "full", "flow", "iaf"] = "diagonal"
     """q(z|x): a Gaussian of diagonal or of full covariance, or a diagonal one transformed by a flow of coupling
     layers, or by an inverse autoregressive one."""
-    prior: Literal["standard", "mixture", "vamp"] = "standard"
-    """N(0, I); a mixture of Gaussians, all learned; or one of the encoder's posteriors of learned pseudo-inputs."""
+    prior: Literal["standard", "mixture", "vamp", "flow"] = "standard"
+    """N(0, I); a mixture of Gaussians, all learned; one of the encoder's posteriors of learned pseudo-inputs; or a
+    mixture of Gaussians seen through a masked autoregressive flow, both learned."""
     prior_components: Size = 500
-    """Parts of a mixture or vamp prior; each of vamp's starts from a training image."""
+    """Parts of the mixture that a prior is or has; each of vamp's starts from a training image."""
     init: Literal["mean_image", "glorot", "torch", "paper", "normal"] = "mean_image"
     """torch: PyTorch's initialisation of a linear layer; mean_image: the same, with the decoder's mean started at the
     mean training image; glorot: there too, with weights by Glorot & Bengio 2010, for tanh, and biases of 0; paper:
@@ -98,14 +99,18 @@ class ModelConfig(Section):
 
     @field_validator("prior")
     @classmethod
-    def _pseudo_inputs_are_no_minibatch(cls, value: str, info: Any) -> str:
+    def _prior_goes_with_the_rest(cls, value: str, info: Any) -> str:
         if value == "vamp" and info.data.get("condition") == "labels":
             raise ValueError(
-                "Input should be 'standard' or 'mixture' with condition: labels, which pseudo-inputs have not"
+                "Input should be 'standard', 'mixture' or 'flow' with condition: labels, which pseudo-inputs have not"
             )
         if value == "vamp" and info.data.get("normalization") == "batch":
             raise ValueError(
-                "Input should be 'standard' or 'mixture' with normalization: batch, whose means are images'"
+                "Input should be 'standard', 'mixture' or 'flow' with normalization: batch, whose means are images'"
+            )
+        if value == "flow" and info.data.get("latent_dim") == 1:
+            raise ValueError(
+                "Input should be 'standard' or 'mixture': in one latent dimension a flow shifts and scales"
             )
         return value
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vaecli.errors import UsageError
 from vaecli.model.distributions import LOG_2PI, DiagonalNormal, Posterior, standard_normal
+from vaecli.model.flows import FlowLayers
 from vaecli.model.special import clamp_with_gradient
 
 DRAWS = 2**18
@@ -21,7 +22,10 @@ DRAWS = 2**18
 NEAR = 2**10
 """Draws whose first coordinate counts as the same."""
 AT_ONCE = 5000
-"""Draws from a mixture that are made at a time."""
+"""Draws from a mixture or a flow that are made at a time."""
+FEWER_DRAWS = 2**12
+"""Draws from which the variance of a flow is taken, right to some 2 %: each takes Z passes through every layer."""
+FLOW = FlowLayers(context=0, transforms=4, hidden=256, passes=None, from_identity=True)
 EVERY = slice(None)
 
 Examples = Callable[[int], Float[Tensor, "n D"]]
@@ -54,7 +58,7 @@ class Prior(nn.Module, ABC):
     @property
     def variance(self) -> Float[Tensor, " Z"]:
         """Return the variance of each latent dimension, here that of many draws."""
-        return self._many_draws().var(0)
+        return self._draws(DRAWS).var(0)
 
     @torch.no_grad()
     def quantile(self, u: Float[Tensor, "*batch 2"]) -> Float[Tensor, "*batch 2"]:
@@ -68,7 +72,7 @@ class Prior(nn.Module, ABC):
         """
         if self.latent_dim != 2:
             raise ValueError(f"quantiles are taken of 2 latent dimensions, not of {self.latent_dim}")
-        z = self._many_draws().to(u)
+        z = self._draws(DRAWS).to(u)
         z = z[z[:, 0].argsort()]
         rank = (u[..., 0] * len(z)).long().clamp(0, len(z) - 1)
         first = (rank - NEAR // 2).clamp(0, len(z) - NEAR)
@@ -77,10 +81,10 @@ class Prior(nn.Module, ABC):
         return torch.stack((z[rank, 0], near.gather(-1, place).squeeze(-1)), -1)
 
     @torch.no_grad()
-    def _many_draws(self) -> Float[Tensor, "n Z"]:
-        """Draw many z, the same every time."""
+    def _draws(self, n: int) -> Float[Tensor, "n Z"]:
+        """Draw z n times, the same every time."""
         like = next(self.parameters(), torch.zeros(()))
-        return self.draw(DRAWS, like, torch.Generator(like.device).manual_seed(0))
+        return self.draw(n, like, torch.Generator(like.device).manual_seed(0))
 
 
 @final
@@ -215,3 +219,46 @@ class VampPrior(MixturePrior):
         posterior = encoder(clamp_with_gradient(self.pseudo_inputs[which], 0.0, 1.0))
         assert isinstance(posterior, Posterior)
         return posterior
+
+
+@final
+class FlowPrior(Prior):
+    """Represent p(z) = p_K(f(z)) |∂f/∂z|, p_K a mixture of K Gaussians and f a masked autoregressive flow.
+
+    In each layer of f, y_i = m_i + s_i z_i with m_i and s_i made of the z before it (Papamakarios et al. 2017, arXiv
+    1705.07057; as a prior: Chen et al. 2017, arXiv 1611.02731, section 3.2). A density takes one pass through each
+    layer, a draw Z. At first f(z) = z, and the prior is the mixture.
+
+    Args:
+        latent_dim: Z.
+        n_parts: K.
+    """
+
+    def __init__(self, latent_dim: int, n_parts: int) -> None:
+        super().__init__(latent_dim)
+        self.mixture = GaussianMixture(latent_dim, n_parts)
+        self.transform = FLOW.build(latent_dim)
+
+    def initialise(self, generator: torch.Generator, examples: Examples | None) -> None:
+        """Start from the mixture as it starts: a layer's first weights are drawn as PyTorch does, its last are 0."""
+        self.mixture.initialise(generator, examples)
+        for parameter in self.transform.parameters():
+            nn.init.uniform_(parameter, -(self.latent_dim**-0.5), self.latent_dim**-0.5, generator)
+        FLOW.start(self.transform)
+
+    def log_prob(self, z: Float[Tensor, "*batch Z"]) -> Float[Tensor, "*batch"]:
+        """Return log p(z) = log p_K(f(z)) + log |∂f/∂z|, in nats."""
+        y, log_volume = self.transform().call_and_ladj(z)
+        log_p: Tensor = self.mixture.log_prob(y) + log_volume
+        return log_p
+
+    @torch.no_grad()
+    def draw(self, n: int, like: Tensor, generator: torch.Generator) -> Float[Tensor, "n Z"]:
+        """Draw y ~ p_K and return z = f⁻¹(y)."""
+        y, to_z = self.mixture.draw(n, like, generator), self.transform().inv
+        return torch.cat([to_z(part) for part in y.split(AT_ONCE)])
+
+    @property
+    def variance(self) -> Float[Tensor, " Z"]:
+        """Return the variance of each latent dimension, that of some draws."""
+        return self._draws(FEWER_DRAWS).var(0)

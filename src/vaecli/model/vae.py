@@ -19,7 +19,7 @@ from vaecli.model.distributions import DiagonalNormal, Factorised
 from vaecli.model.links import LINKS, Floor
 from vaecli.model.networks import AT_MEAN_IMAGE, NETWORKS, initialise
 from vaecli.model.posteriors import AUTOREGRESSIVE, COUPLING, Flow, FullCovariance, FullNormal
-from vaecli.model.priors import Examples, GaussianMixture, Prior, StandardNormal, VampPrior
+from vaecli.model.priors import Examples, FlowPrior, GaussianMixture, Prior, StandardNormal, VampPrior
 
 CHUNK = 1000
 """Images that are decoded at a time."""
@@ -234,6 +234,7 @@ PRIORS: dict[str, Callable[[ModelConfig, ImageShape, Conditional], Prior]] = {
     "vamp": lambda config, shape, encoder: VampPrior(
         config.latent_dim, config.prior_components, shape.n_pixels, encoder
     ),
+    "flow": lambda config, shape, encoder: FlowPrior(config.latent_dim, config.prior_components),  # noqa: ARG005
 }
 """The priors by their names in the config."""
 SETTINGS: dict[str, tuple[str, Callable[[ModelConfig], Any]]] = {

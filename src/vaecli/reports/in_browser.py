@@ -30,7 +30,7 @@ from vaecli.model.distributions import DiagonalNormal
 from vaecli.model.links import LINKS
 from vaecli.model.networks import FromRows, Gate, ToRows
 from vaecli.model.posteriors import OF_MEAN, Flow, FullCovariance, fixed_noise
-from vaecli.model.priors import GaussianMixture, Prior, StandardNormal, VampPrior
+from vaecli.model.priors import FlowPrior, GaussianMixture, Prior, StandardNormal, VampPrior
 from vaecli.model.vae import VAE
 
 Json = dict[str, Any]
@@ -260,15 +260,12 @@ LIKELIHOODS: dict[type, Callable[[Any], Json]] = {
 
 def _flow(flow: Flow, latent_dim: int, arrays: Arrays) -> Json:
     """Describe the layers in the order in which noise goes through them, and the noise of the moments."""
-    return {
-        "type": "flow",
-        "noise": arrays.add(fixed_noise(latent_dim)),
-        "of_mean": OF_MEAN,
-        "transforms": [
-            {"layers": _layers(transform.hyper, latent_dim + flow.layers.context, arrays), "passes": transform.passes}
-            for transform in flow.transform.transforms
-        ],
-    }
+    transforms = _transforms(flow.transform, latent_dim + flow.layers.context, arrays)
+    return {"type": "flow", "noise": arrays.add(fixed_noise(latent_dim)), "of_mean": OF_MEAN, "transforms": transforms}
+
+
+def _transforms(flow: Any, n_inputs: int, arrays: Arrays) -> list[Json]:
+    return [{"layers": _layers(one.hyper, n_inputs, arrays), "passes": one.passes} for one in flow.transforms]
 
 
 POSTERIORS: dict[type, Callable[[Any, int, Arrays], Json]] = {
@@ -289,6 +286,9 @@ def _prior(prior: Prior, encoder: Conditional, posterior: Json, arrays: Arrays) 
     """Describe a prior; of a mixture, its parts as outputs of an encoder, of which posteriors are made."""
     if isinstance(prior, StandardNormal):
         return {"type": "standard"}
+    if isinstance(prior, FlowPrior):
+        mixture = _prior(prior.mixture, encoder, posterior, arrays)
+        return {**mixture, "transforms": _transforms(prior.transform, prior.latent_dim, arrays)}
     if isinstance(prior, GaussianMixture):
         outputs, of_parts = torch.cat((prior.mean, 2 * prior.log_sigma), -1), {"type": "diagonal"}
     elif isinstance(prior, VampPrior):

@@ -133,6 +133,51 @@ export class Likelihood {
 
 const logNoise = (epsilon) => -0.5 * epsilon.reduce((total, e) => total + e * e, 0) - 0.5 * LOG_2PI * epsilon.length;
 
+/* A flow of affine layers, coupling or autoregressive, with the numbers of a context that its layers see: y = f(x; c), and
+   x of a given y, each with log |∂y/∂x|. */
+function affineFlow(transforms, n, context = []) {
+  const minimum = Math.log(1e-3); // of a layer's log scale
+  const joined = new Float32Array(n + context.length);
+  joined.set(context, n);
+
+  /* Return the shifts and log scales that a layer has at a place. */
+  function shifted({ layers }, place) {
+    joined.set(place);
+    const phi = forward(layers, joined);
+    const log = place.map((_, i) => phi[2 * i + 1] / (1 + Math.abs(phi[2 * i + 1] / minimum)));
+    return { shift: place.map((_, i) => phi[2 * i]), log };
+  }
+
+  return {
+    forward(x) {
+      let y = Float32Array.from(x);
+      let logVolume = 0;
+      for (const transform of transforms) {
+        const { shift, log } = shifted(transform, y);
+        y = y.map((v, i) => v * Math.exp(log[i]) + shift[i]);
+        logVolume += sum(log);
+      }
+      return { y, logVolume };
+    },
+
+    inverse(y) {
+      let logVolume = 0;
+      for (const transform of transforms.toReversed()) {
+        let x = new Float32Array(n);
+        let log;
+        for (let pass = 0; pass < transform.passes; pass++) {
+          const at = shifted(transform, x);
+          x = y.map((v, i) => (v - at.shift[i]) / Math.exp(at.log[i]));
+          log = at.log;
+        }
+        y = x;
+        logVolume += sum(log);
+      }
+      return { x: y, logVolume };
+    },
+  };
+}
+
 /* q(z|x) given the encoder's outputs. Each has mean and stddev (Z); transport(ε), which returns z and log q(z|x);
    logProb(z); and klPerDimension(), KL(q ‖ N(0, I)), null where it has no closed form. */
 const POSTERIORS = {
@@ -180,45 +225,16 @@ const POSTERIORS = {
     const shift = outputs.subarray(0, n);
     const logSigma = outputs.subarray(n, 2 * n).map((v) => v / 2);
     const sigma = logSigma.map(Math.exp);
-    const context = outputs.subarray(2 * n);
-    const minimum = Math.log(1e-3); // of a layer's log scale
-    const joined = new Float32Array(n + context.length);
-    joined.set(context, n);
-
-    /* Return the shifts and log scales that a layer has at a place. */
-    function shifted({ layers }, place) {
-      joined.set(place);
-      const phi = forward(layers, joined);
-      const log = place.map((_, i) => phi[2 * i + 1] / (1 + Math.abs(phi[2 * i + 1] / minimum)));
-      return { shift: place.map((_, i) => phi[2 * i]), log };
-    }
+    const flow = affineFlow(transforms, n, outputs.subarray(2 * n));
 
     function transport(epsilon) {
-      let y = Float32Array.from(epsilon);
-      let logVolume = 0;
-      for (const transform of transforms) {
-        const { shift: move, log } = shifted(transform, y);
-        y = y.map((v, i) => v * Math.exp(log[i]) + move[i]);
-        logVolume += sum(log);
-      }
+      const { y, logVolume } = flow.forward(epsilon);
       return { z: y.map((v, i) => shift[i] + sigma[i] * v), logQ: logNoise(epsilon) - logVolume - sum(logSigma) };
     }
 
     function logProb(z) {
-      let y = shift.map((m, i) => (z[i] - m) / sigma[i]);
-      let logVolume = 0;
-      for (const transform of transforms.toReversed()) {
-        let x = new Float32Array(n);
-        let log;
-        for (let pass = 0; pass < transform.passes; pass++) {
-          const at = shifted(transform, x);
-          x = y.map((v, i) => (v - at.shift[i]) / Math.exp(at.log[i]));
-          log = at.log;
-        }
-        y = x;
-        logVolume += sum(log);
-      }
-      return logNoise(y) - logVolume - sum(logSigma);
+      const { x, logVolume } = flow.inverse(shift.map((m, i) => (z[i] - m) / sigma[i]));
+      return logNoise(x) - logVolume - sum(logSigma);
     }
 
     // Parts of a prior are never asked for their moments, and there may be hundreds.
@@ -249,7 +265,8 @@ export function posterior(spec, outputs, latent_dim) {
   return POSTERIORS[spec.type](spec, outputs, latent_dim);
 }
 
-/* p(z): standard normal, or parts of any kind of posterior with the logarithms of their shares. */
+/* p(z): standard normal; or parts of any kind of posterior with the logarithms of their shares, which a flow may have been
+   put before: they are then of y = f(z). */
 export class Prior {
   constructor(spec, latent_dim) {
     this.latent_dim = latent_dim;
@@ -258,6 +275,7 @@ export class Prior {
     const width = spec.outputs.shape[1];
     this.logShares = spec.log_shares;
     this.part = (k) => posterior(spec.posterior, spec.outputs.subarray(k * width, (k + 1) * width), latent_dim);
+    this.flow = affineFlow(spec.transforms ?? [], latent_dim);
   }
 
   get parts() {
@@ -273,13 +291,14 @@ export class Prior {
       left -= Math.exp(this.logShares[k]);
       if (left < 0) break;
     }
-    return this.part(k).transport(epsilon).z;
+    return this.flow.inverse(this.part(k).transport(epsilon).z).x;
   }
 
   logProb(z) {
     if (this.isStandard) return logNoise(z);
-    const terms = this.parts.map((part, k) => this.logShares[k] + part.logProb(z));
+    const { y, logVolume } = this.flow.forward(z);
+    const terms = this.parts.map((part, k) => this.logShares[k] + part.logProb(y));
     const most = Math.max(...terms);
-    return most + Math.log(sum(terms.map((term) => Math.exp(term - most))));
+    return logVolume + most + Math.log(sum(terms.map((term) => Math.exp(term - most))));
   }
 }
