@@ -179,10 +179,6 @@ def describe_settings(config: Config, keys: Sequence[str]) -> str:
     return ", ".join(f"{key.rpartition('.')[2]} {get_setting(config, key)}" for key in keys)
 
 
-DEFAULTS: dict[str, Any] = json.loads(Config().identity)
-"""All settings that make two runs the same, now and as earlier versions recorded them."""
-
-
 def identity(config: Config, *, extend: bool = False) -> str:
     """Return what makes two runs the same run; the number of epochs is no part of it where that can be extended."""
     return recorded_identity(config.identity, extend=extend) if extend else config.identity
@@ -191,7 +187,7 @@ def identity(config: Config, *, extend: bool = False) -> str:
 def recorded_identity(recorded: str, *, extend: bool = False) -> str:
     """Return the identity of a run from what was recorded of it: settings that came later have their defaults."""
     values = json.loads(recorded)
-    for key, default in DEFAULTS.items():
+    for key, default in json.loads(Config().identity).items():
         values[key] = default | values.get(key, {}) if isinstance(default, dict) else values.get(key, default)
     if extend and values["optimizer"]["schedule"] == "constant":
         del values["training"]["epochs"]
