@@ -5,7 +5,7 @@ DEVICE ?= cpu
 READY  := .venv/.ready
 VAE    := .venv/bin/vae
 
-.PHONY: train test docs stress package fuzz bench lint format tensorboard clean help
+.PHONY: train test coverage docs stress package fuzz bench lint format tensorboard clean help
 .DEFAULT_GOAL := help
 
 train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw samples from it
@@ -14,19 +14,22 @@ train: $(READY)  ## train a VAE on MNIST (CONFIG=bernoulli.yaml) and draw sample
 test: lint  ## lint, then run the tests, two files at a time
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile
 
+coverage: $(READY)  ## the tests, and which lines they miss
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile --cov=vaecli --cov-report=term:skip-covered
+
 docs: $(READY)  ## build the documentation into site/, its notebooks run, every link within it checked
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	.venv/bin/python -m sphinx --fail-on-warning --keep-going --quiet -d site/.doctrees docs site
 	@rm -rf jupyter_execute
 
 stress: $(READY)  ## the tests that take long: fail at every write of a run, kill it at random, freeze parts of Ray
-	.venv/bin/python -m pytest --no-cov --stress
+	.venv/bin/python -m pytest --stress
 
 package: $(READY)  ## build the wheel and the sdist into dist/, install each in an empty environment, and train from there
 	.venv/bin/python scripts/check_package.py
 
 fuzz: $(READY)  ## 10,000 damaged inputs of each kind
-	.venv/bin/python -m pytest --no-cov --hypothesis-profile=fuzz tests/test_fuzz.py
+	.venv/bin/python -m pytest --hypothesis-profile=fuzz tests/test_fuzz.py
 
 bench: $(READY)  ## time an epoch beside its floor and its peers (DEVICE=cpu)
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[bench]'
