@@ -179,7 +179,7 @@ def kill_workers() -> None:
 
 
 def test_a_worker_that_is_killed_is_replaced_and_its_run_goes_on_to_the_same_bits(small, tmp_path):
-    configs = [small(seed=seed, training={"epochs": 300 if seed == 0 else 2}) for seed in range(3)]
+    configs = [small(seed=seed, training={"epochs": 150 if seed == 0 else 2}) for seed in range(3)]
     killed: list[bool] = []
 
     def kill_once() -> bool:
