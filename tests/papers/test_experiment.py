@@ -39,9 +39,20 @@ def test_settings_of_the_command_line_stand_over_those_of_every_run_and_of_the_g
     assert found.settings == ("model.hidden_dim=8", "model.latent_dim=3", "model.init=paper")
 
 
+def test_a_setting_that_makes_runs_alike_whose_numbers_differ_is_refused_with_the_remedy():
+    with pytest.raises(
+        UsageError, match=r"model\.latent_dim=20: aevb-figure-2 varies it.* use --where model\.latent_dim=20"
+    ):
+        load_experiment("aevb-figure-2", settings=["model.latent_dim=20"])
+
+
 def test_some_runs_are_chosen_by_what_varies():
     found = load_experiment("aevb-figure-2")
     assert [config.model.latent_dim for config in found.of(["model.latent_dim=20"]).configs] == [20, 20]
+    both = found.of(["model.latent_dim=20", "model.latent_dim=3", "training.algorithm=aevb"])
+    assert [config.model.latent_dim for config in both.configs] == [3, 20]
+    with pytest.raises(UsageError, match=r"--where model\.latent_dim: must be KEY=VALUE"):
+        found.of(["model.latent_dim"])
     with pytest.raises(UsageError, match=r"no run of aevb-figure-2 is so"):
         found.of(["model.latent_dim=21"])
     with pytest.raises(UsageError, match=r"does not vary it; did you mean model\.latent_dim"):
@@ -80,6 +91,11 @@ def test_all_errors_of_a_file_are_told_at_once_each_with_its_line(tmp_path):
         ),
         ({"panels": "seed"}, r"charts\.0: seed does not vary"),
         ({"published": ["testt"]}, r"no such published numbers, testt; did you mean test\?"),
+        ({"chart metric": "elboo"}, r"charts\.0\.metric: no such metric of a curve, elboo; did you mean elbo\?"),
+        ({"evaluation": "test", "metric": "proposal"}, r"no such metric, proposal"),  # it is no number
+        ({"where": {"training.algorithm": "aevb", "model.latent_dim": 4}}, r"early\.values\.0\.where: no run is so"),
+        ({"base": "nosuch"}, r"mine\.yaml: runs\.base: nosuch: no such config"),
+        ({"gaps": {"test": {}}}, r"evaluations\.test: annealing or gaps has this name too"),
     ],
 )
 def test_what_refers_to_something_that_is_not_there_is_an_error(tmp_path, change, message):
@@ -93,6 +109,12 @@ def test_what_refers_to_something_that_is_not_there_is_an_error(tmp_path, change
             numbers["ours"][key] = value
         elif key == "where":
             numbers["values"][0]["where"] = value
+        elif key == "base":
+            spec["runs"]["base"] = value
+        elif key == "gaps":
+            spec["gaps"] = value
+        elif key == "chart metric":
+            chart["metric"] = value
         else:
             chart[key] = value
     path = tmp_path / "mine.yaml"

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -9,6 +10,7 @@ from typer.testing import CliRunner
 
 from vaecli.cli import reproduce  # noqa: F401 (registers the command)
 from vaecli.cli.app import app
+from vaecli.config.loading import override
 from vaecli.errors import UsageError, VaecliError
 from vaecli.files import lock
 from vaecli.papers.comparison import Figure, compare, gather_outcomes
@@ -17,6 +19,7 @@ from vaecli.papers.results import thin
 from vaecli.papers.spec import Ours, Published, Value
 from vaecli.runs.run import list_runs
 from vaecli.sweeps.execution import run_sweep
+from vaecli.training.loop import resume
 
 TINY = ("model.hidden_dim=4", "training.compile=off", "training.batch_size=20", "device=cpu")
 
@@ -90,7 +93,7 @@ def test_a_part_of_the_budget_is_labelled_and_a_larger_one_extends_the_same_runs
     assert [figure["verdict"] for figure in first["figures"]][2] == "not reached yet: 45 of 90 images"
     assert "after 25 % of the images" in first["figures"][0]["verdict"]
     assert [figure["met"] for figure in first["figures"]] == [None, None, None]
-    page = Path("runs/papers/mine/report.html").read_text()
+    page = Path("runs/papers/mine-changed/report.html").read_text()
     assert "25 % of the 180 of the full experiment" in page
     assert "Settings were changed" in page
 
@@ -188,7 +191,7 @@ def test_a_goal_is_stated_where_a_number_is_published(vae, tmp_path, faces, valu
     path = tmp_path / "mine.yaml"
     path.write_text(yaml.safe_dump(SPEC | {"published": {"end": end}, "charts": SPEC["charts"][1:2]}))
     vae("reproduce", path, "--data", faces, "--report", "--quiet")
-    assert Path("runs/papers/mine/report.md").read_text().count("Goal: ") == goals
+    assert Path("runs/papers/mine-changed/report.md").read_text().count("Goal: ") == goals
 
 
 def test_a_schedule_that_ends_with_the_run_starts_anew_with_another_budget(vae, mine, faces):
@@ -201,19 +204,19 @@ def test_a_schedule_that_ends_with_the_run_starts_anew_with_another_budget(vae, 
 def test_the_page_from_what_there_is_trains_nothing(vae, mine, faces):
     vae("reproduce", mine, *TINY, "--data", faces, "--report", "--quiet")  # before there is anything
     vae("reproduce", mine, *TINY, "--data", faces, "--where", "model.latent_dim=3", "--quiet")
-    with lock(Path("runs/papers/mine/.lock")):  # of a process that trains
+    with lock(Path("runs/papers/mine-changed/.lock")):  # of a process that trains
         shown = vae("reproduce", mine, *TINY, "--data", faces, "--report")
-    assert shown.stdout == "runs/papers/mine/report.html\n"
+    assert shown.stdout == "runs/papers/mine-changed/report.html\n"
     assert len(list_runs("runs")) == 1
-    results = json.loads(Path("runs/papers/mine/results.json").read_text())
+    results = json.loads(Path("runs/papers/mine-changed/results.json").read_text())
     assert results["figures"][0]["verdict"] == "not run yet"
-    text = Path("runs/papers/mine/report.md").read_text()
+    text = Path("runs/papers/mine-changed/report.md").read_text()
     assert "A &lt;b>title&lt;/b> \\| with more" in text
     assert "| 2 | – | -1000.00 ± 0.5 | – | not run yet |" in text
     for figure in ("mine-1", "mine-2"):
-        assert ET.parse(f"runs/papers/mine/figures/{figure}.svg").getroot().get("role") == "img"
+        assert ET.parse(f"runs/papers/mine-changed/figures/{figure}.svg").getroot().get("role") == "img"
         assert f"figures/{figure}.svg" in text
-    page = Path("runs/papers/mine/report.html").read_text()
+    page = Path("runs/papers/mine-changed/report.html").read_text()
     assert "<b>title" not in page
     assert page.count("<svg") == 2  # no manifold: the only run has three latent dimensions
 
@@ -223,27 +226,27 @@ def test_a_page_shows_runs_that_are_elsewhere_by_their_results(vae, mine, faces,
     mine.write_text(yaml.safe_dump(SPEC | {"data": "some images"}))
     options = ("--data", faces, "--quiet")
     vae("reproduce", mine, *TINY, *options)
-    whole = json.loads(Path("runs/papers/mine/results.json").read_text())
-    lines = Path("runs/papers/mine/figures/mine-1.svg").read_text().count("<path")
+    whole = json.loads(Path("runs/papers/mine-changed/results.json").read_text())
+    lines = Path("runs/papers/mine-changed/figures/mine-1.svg").read_text().count("<path")
     elsewhere = tmp_path / "elsewhere.npz"
     elsewhere.write_bytes(faces.read_bytes())
     there = ("--data", elsewhere, "--runs-dir", "there", "--where", "model.latent_dim=2", "--quiet")
     vae("reproduce", mine, *TINY, *there)
-    assert str(tmp_path) not in Path("there/papers/mine/results.json").read_text()
+    assert str(tmp_path) not in Path("there/papers/mine-changed/results.json").read_text()
 
-    here = ("--runs-dir", "here", "--with", "there/papers/mine/results.json")
+    here = ("--runs-dir", "here", "--with", "there/papers/mine-changed/results.json")
     vae("reproduce", mine, *TINY, *options, *here, "--where", "model.latent_dim=3")
     assert len(list_runs("here")) == 1
-    merged = json.loads(Path("here/papers/mine/results.json").read_text())
+    merged = json.loads(Path("here/papers/mine-changed/results.json").read_text())
     assert merged["figures"] == whole["figures"]
     assert [run["curves"] for run in merged["runs"]] == [run["curves"] for run in whole["runs"]]
     assert [run["finished"] for run in merged["runs"]] == [True, True]
-    assert Path("here/papers/mine/figures/mine-1.svg").read_text().count("<path") == lines
-    assert ", elsewhere</li>" in Path("here/papers/mine/report.html").read_text()
+    assert Path("here/papers/mine-changed/figures/mine-1.svg").read_text().count("<path") == lines
+    assert ", elsewhere</li>" in Path("here/papers/mine-changed/report.html").read_text()
     # its own results can be added to a third, and what is nowhere is not made up
-    third = ("--runs-dir", "third", "--with", "here/papers/mine/results.json", "--report")
+    third = ("--runs-dir", "third", "--with", "here/papers/mine-changed/results.json", "--report")
     vae("reproduce", mine, *TINY, *options, *third)
-    assert json.loads(Path("third/papers/mine/results.json").read_text())["figures"] == whole["figures"]
+    assert json.loads(Path("third/papers/mine-changed/results.json").read_text())["figures"] == whole["figures"]
 
     # with twice the budget those runs are a part of the way; other images are other runs
     more = json.loads(vae("reproduce", mine, *TINY, *options, *third, "--budget", 360, "--json").stdout)
@@ -252,6 +255,69 @@ def test_a_page_shows_runs_that_are_elsewhere_by_their_results(vae, mine, faces,
     np.savez(elsewhere, images=255 - images)
     other = ("--data", elsewhere, *third, "--out", "other", "--json")
     assert [run["images"] for run in json.loads(vae("reproduce", mine, *TINY, *other).stdout)["runs"]] == [0, 0]
+
+
+def test_what_a_page_shows_is_not_lost_with_the_runs_nor_when_they_go_on(vae, mine, faces):
+    """Its own results.json tells of runs that are gone, and of the evaluation of a run that has gone on since."""
+    command = ("reproduce", mine, *TINY, "--data", faces, "--where", "model.latent_dim=2", "--json")
+    first = json.loads(vae(*command, "--budget", 90).stdout)["figures"][0]
+    (run,) = list_runs("runs")
+    resume(run, override(run.config, ["training.epochs=3"]))  # and is not evaluated there
+    again = json.loads(vae(*command, "--report").stdout)
+    assert again["runs"][0]["images"] == 135
+    assert again["figures"][0]["ours"] == first["ours"]
+    assert again["figures"][0]["images"] == 90
+    assert again["figures"][0]["verdict"] == "met, after 50 % of the images"
+    shutil.rmtree(run.path)
+    gone = json.loads(vae(*command, "--report").stdout)
+    assert gone["runs"] == again["runs"]
+    assert gone["figures"] == again["figures"]
+
+
+def test_a_number_of_the_best_checkpoint_is_of_the_images_that_it_saw(vae, tmp_path, faces):
+    """At a step size this large the last of 20 epochs is not the best."""
+    path = tmp_path / "mine.yaml"
+    best = SPEC["evaluations"]["test"] | {"checkpoint": "best"}
+    path.write_text(yaml.safe_dump(SPEC | {"evaluations": {"test": best}, "budget": 900}))
+    command = (*TINY, "optimizer.learning_rate=0.5", "--data", faces, "--where", "model.latent_dim=2", "--json")
+    figure = json.loads(vae("reproduce", path, *command).stdout)["figures"][0]
+    (run,) = list_runs("runs")
+    assert run.status["best"]["epoch"] < 20
+    assert figure["images"] == 45 * run.status["best"]["epoch"]
+    assert "of the best checkpoint after 180 images" in Path("runs/papers/mine-changed/report.md").read_text()
+
+
+def test_a_page_is_not_written_over_that_of_another_experiment_of_the_same_runs(vae, mine, faces, tmp_path):
+    command = ("--data", faces, "--report", "--quiet")
+    vae("reproduce", mine, *TINY, *command)
+    (tmp_path / "other").mkdir()
+    other = tmp_path / "other" / "mine.yaml"
+    other.write_text(yaml.safe_dump(SPEC | {"source": "Somebody else"}))
+    with pytest.raises(UsageError, match="holds the page of another experiment; name another directory with --out"):
+        vae("reproduce", other, *TINY, *command)
+
+
+def test_a_changed_experiment_is_not_taken_for_the_published_one(vae, mine, faces, tmp_path):
+    vae("reproduce", "aevb-figure-4", "model.hidden_dim=4", f"data.name={faces}", "--report", "--quiet")
+    assert json.loads(vae("reproduce", "ls", "--json").stdout)["aevb-figure-4"]["done"] == "not run yet"
+    assert Path("runs/papers/aevb-figure-4-changed/report.html").is_file()
+
+
+def test_charts_of_nothing_are_left_out(vae, tmp_path, faces):
+    charts = [{"kind": "figures", "title": "None"}, {"kind": "curves", "title": "None", "panels": "model.latent_dim"}]
+    charts[1]["where"] = {"model.latent_dim": 99}
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(SPEC | {"published": {}, "charts": charts}))
+    vae("reproduce", path, "--data", faces, "--report", "--quiet")
+    assert "<svg" not in Path("runs/papers/mine-changed/report.html").read_text()
+
+
+def test_images_may_lie_where_yaml_would_read_something_else(vae, mine, faces, tmp_path):
+    (tmp_path / "a: b #1").mkdir()
+    odd = (tmp_path / "a: b #1" / "faces.npz").absolute()
+    odd.write_bytes(faces.read_bytes())
+    plan = json.loads(vae("reproduce", mine, *TINY, "--data", odd, "--dry-run", "--json").stdout)
+    assert len(plan["runs"]) == 2
 
 
 UNEQUAL = json.dumps(
@@ -318,8 +384,8 @@ def test_a_run_that_fails_has_exit_code_5_and_stands_on_the_page(vae, mine, face
     monkeypatch.setattr("vaecli.evaluation.evaluate.evaluate_spec", fail)
     failed = vae("reproduce", mine, *TINY, "--data", faces, "--where", "model.latent_dim=2", "--budget", 45, code=5)
     assert "1 of 1 runs failed; the same command does them again" in failed.stderr
-    assert "RuntimeError: broken" in Path("runs/papers/mine/report.html").read_text()
-    results = json.loads(Path("runs/papers/mine/results.json").read_text())
+    assert "RuntimeError: broken" in Path("runs/papers/mine-changed/report.html").read_text()
+    results = json.loads(Path("runs/papers/mine-changed/results.json").read_text())
     assert results["figures"][0]["verdict"] == "not evaluated yet"
 
 
@@ -374,4 +440,4 @@ def test_every_shipped_experiment_runs_from_end_to_end(name, faces, tmp_path, va
     figures = [figure for of_kind in compare(experiment, outcomes).values() for figure in of_kind]
     assert all(np.isfinite(figure.ours) for figure in figures if figure.ours is not None)
     vae("reproduce", name, *settings, "--budget", 45, "--report", "--quiet", "--runs-dir", tmp_path / "runs")
-    assert (tmp_path / "runs" / "papers" / name / "report.html").is_file()
+    assert (tmp_path / "runs" / "papers" / f"{name}-changed" / "report.html").is_file()

@@ -85,22 +85,26 @@ def reproduce(
         _list(runs_dir, as_json=as_json)
         return
     from vaecli.papers.experiment import load_experiment
+    from vaecli.sweeps.spec import as_yaml
 
     check_address(address, engine)
-    given = [*(settings or []), *([] if data is None else [f"data.name={data.absolute()}"])]
+    given = [*(settings or []), *([] if data is None else [f"data.name={as_yaml(str(data.absolute()))}"])]
     planned = load_experiment(experiment, budget=budget, settings=given, data_dir=data_dir)
     sweep = planned.of(where or [])
     silent = quiet or as_json
     if dry_run:
         _show_plan(planned, [*sweep.configs], as_json=as_json)
         return
-    from vaecli.papers.comparison import gather_outcomes
-    from vaecli.papers.page import progress_in_words, write_page
+    from vaecli.config.schema import describe_settings
+    from vaecli.papers.comparison import gather_outcomes, percent
+    from vaecli.papers.page import check_page, own_results, progress_in_words, write_page
     from vaecli.papers.results import read_results
 
+    directory = out or runs_dir / "papers" / (f"{planned.name}-changed" if planned.changes else planned.name)
+    check_page(planned, directory)
+    known = [*(others or []), *own_results(directory)]
     for path in others or []:
         read_results(path)  # better known before hours of work than after
-    directory = out or runs_dir / "papers" / planned.name
     found: SweepResult | None = None
     if report:
         from vaecli.data.summaries import fingerprint
@@ -111,8 +115,9 @@ def reproduce(
         for caveat in [] if silent else caveats(sweep.configs, sweep.keys):
             note(caveat)
         if not silent:
-            share = "" if planned.share == 1 else f", {100 * planned.share:.2g} % of the full experiment"
-            note(f"{len(sweep.configs)} runs of {planned.budget:,.0f} images each{share}")
+            share = "" if planned.share == 1 else f", {percent(planned.share)} % of the full experiment"
+            n = len(sweep.configs)
+            note(f"{n} run{'' if n == 1 else 's'} of at least {planned.budget:,.0f} images{share}")
         from vaecli.cli.progress import show_sweep
         from vaecli.sweeps.execution import run_sweep
 
@@ -121,16 +126,18 @@ def reproduce(
                 sweep, directory, runs_dir=runs_dir, data_dir=data_dir, engine=engine, address=address, jobs=jobs,
                 callback=callback, stop=stop,
             )  # fmt: skip
-    failed = [] if found is None else [f"{r.run.name if r.run else 'a run'}: {r.error}" for r in found.failed]
-    outcomes = gather_outcomes(planned, runs_dir=runs_dir, data_dir=data_dir, others=others or [])
+    failed = (
+        [f"{describe_settings(r.config, sweep.keys) or 'the run'}: {r.error}" for r in found.failed] if found else []
+    )
+    outcomes = gather_outcomes(planned, runs_dir=runs_dir, data_dir=data_dir, others=known)
     results = write_page(planned, outcomes, directory, failed)
     if not silent:
         note(progress_in_words(results))
     result(results if as_json else str(directory / "report.html"))
     if found is not None and found.failed:
         note(f"{len(found.failed)} of {len(found.results)} runs failed; the same command does them again:")
-        for one in found.failed:
-            note(f"  {one.error}")
+        for text in failed:
+            note(f"  {text}")
         raise typer.Exit(SOME_FAILED)
 
 

@@ -26,6 +26,8 @@ MARKERS = ("o", "s", "D", "^", "v", "P")
 STYLES = {"train": (0, (4, 2)), "validation": "solid"}
 LATE = 0.03
 """The share of the images from which on a curve decides the range of a chart."""
+UNITS = {"active_units": "active units"}
+"""Of a curve's metric that is not in nats."""
 MAX_TITLE = 80
 """Letters of a chart's title."""
 SIDE = 10
@@ -37,9 +39,15 @@ Figures = Mapping[str, list[Figure]]
 def draw(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome], figures: Figures) -> Picture | None:
     """Draw a chart of an experiment's page; None where there is nothing to show yet."""
     outcomes = [outcome for outcome in outcomes if outcome.matches(chart.where)]
+    figures = {name: [figure for figure in kind if _may_be(figure, chart.where)] for name, kind in figures.items()}
     return {"curves": draw_curves, "figures": draw_figures, "pictures": draw_pictures}[chart.kind](
         chart, experiment, outcomes, figures
     )
+
+
+def _may_be(figure: Figure, where: Mapping[str, Any]) -> bool:
+    """Return whether a published number may be of runs with these settings."""
+    return all(as_key(figure.value.where.get(key, value)) == as_key(value) for key, value in where.items())
 
 
 def describe(where: Mapping[str, Any]) -> str:
@@ -67,12 +75,14 @@ def _panels(n: int, height: float | None = None, shape: tuple[int, int] = (1, 1)
     return picture, add_charts(picture, rows, columns, n)
 
 
-def draw_curves(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome], figures: Figures) -> Picture:
+def draw_curves(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome], figures: Figures) -> Picture | None:
     """Draw a metric over images seen, our curves as lines, and published numbers as markers."""
     panels, lines = values_of(outcomes, chart.panels), values_of(outcomes, chart.lines)
+    if not panels:
+        return None
     colour = {value: COLOURS[i % len(COLOURS)] for i, value in enumerate(lines)}
     picture, axes = _panels(len(panels), 2.7)
-    shown = {name: figures[name] for name in chart.published}
+    shown = {name: figures[name] for name in chart.published if figures[name]}
     for axis, panel in zip(axes, panels, strict=True):
         here = {} if chart.panels is None else {chart.panels: panel}
         late = _draw_lines(axis, chart, [o for o in outcomes if o.matches(here)], colour)
@@ -89,7 +99,7 @@ def draw_curves(chart: Chart, experiment: Experiment, outcomes: Sequence[Outcome
         axis.set_title("" if chart.panels is None else describe(here), fontsize=10)
         axis.set_xlabel("images seen")
     for axis in axes:
-        axis.set_ylabel("nats per image" if axis.get_subplotspec().is_first_col() else "")  # type: ignore[union-attr]
+        axis.set_ylabel(UNITS.get(chart.metric, "nats per image") if axis.get_subplotspec().is_first_col() else "")  # type: ignore[union-attr]
     left, right = (f(axis.get_xlim()[i] for axis in axes) for i, f in ((0, min), (1, max)))
     for axis in axes:
         axis.set_xlim(left, right)
@@ -158,9 +168,11 @@ def draw_figures(
     experiment: Experiment,  # noqa: ARG001
     outcomes: Sequence[Outcome],  # noqa: ARG001
     figures: Figures,
-) -> Picture:
+) -> Picture | None:
     """Draw each of some published numbers as a hollow marker with its tolerance, and ours beside it as a filled one."""
-    kinds = [figures[name] for name in chart.published or list(figures)]
+    kinds = [figures[name] for name in chart.published or list(figures) if figures[name]]
+    if not kinds:
+        return None
     heights = [len(kind) for kind in kinds]
     picture = Picture(figsize=(0.7 * PAGE, 0.3 * sum(heights) + 0.6 * len(kinds) + 0.6), layout="constrained")
     same_unit = len({kind[0].published.unit for kind in kinds}) == 1

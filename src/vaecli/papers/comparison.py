@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class Outcome:
     """Seen in training."""
     is_trained: bool = False
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Those that are there of its present end, by name."""
+    """By name: those of its present end, or that an earlier page tells; with the `images` that the checkpoint saw."""
     rows: Sequence[Mapping[str, Any]] = ()
     """Of metrics.jsonl."""
     origin: str | None = None
@@ -62,8 +62,9 @@ def gather_outcomes(
         experiment: From `load_experiment`.
         runs_dir: Where the runs are.
         data_dir: As for `train`.
-        others: Files results.json of pages that were made of other runs of it, on another machine perhaps. Where one
-            tells of a run that is not here, or not as far, it is taken from there.
+        others: Files results.json of pages that were made of other runs of it, on another machine perhaps, or of an
+            earlier one. Where one tells of a run that is not here, or not as far, it is taken from there, and so is an
+            evaluation that is not here.
 
     Raises:
         DataError: The images cannot be read.
@@ -78,7 +79,9 @@ def gather_outcomes(
         for results, runs in recorded:
             if key in runs:
                 found.append(_outcome_elsewhere(experiment, job.config, results, runs[key]))
-        outcomes.append(max(found, key=lambda outcome: outcome.images))  # of equals the one that is here
+        furthest = max(found, key=lambda outcome: outcome.images)  # of equals the one that is here
+        known = {name: of_run for other in reversed(found) for name, of_run in other.evaluations.items()}
+        outcomes.append(replace(furthest, evaluations={**known, **furthest.evaluations}))
     return outcomes
 
 
@@ -86,14 +89,14 @@ def _outcome_of(experiment: Experiment, job: Job, run: Run) -> Outcome:
     """Return what there is of a run."""
     rows, origin = run.metrics, f"{run.path.parent.name}/{run.name}"
     images = max((row["images"] for row in rows), default=0)
-    return Outcome(job.config, run, images, job.is_trained, _evaluations(experiment, run), rows, origin)
+    return Outcome(job.config, run, images, job.is_trained, _evaluations(experiment, run, rows), rows, origin)
 
 
 def _outcome_elsewhere(experiment: Experiment, config: Config, results: Results, run: RecordedRun) -> Outcome:
     """Return what a file of results tells of a run; those evaluations alone that were made in the same way."""
     specs = {name: spec.model_dump(mode="json") for name, spec in experiment.spec.all_evaluations.items()}
     found = {
-        name: of_run
+        name: {"images": run.images, **of_run}
         for name, spec in specs.items()
         for theirs, of_run in run.evaluations.items()
         if results.evaluations.get(theirs) == spec
@@ -138,13 +141,17 @@ def _curve_of(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> Curve:
     return Curve(images=[row["images"] for row in rows], metrics={name: [r.get(name) for r in rows] for name in names})
 
 
-def _evaluations(experiment: Experiment, run: Run) -> dict[str, dict[str, Any]]:
-    """Read those evaluations of a run's present end that are there and whole."""
+def _evaluations(experiment: Experiment, run: Run, rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Read those evaluations of a run's present end that are there and whole, and what their checkpoints had seen."""
     paths = {name: find_evaluation(run, spec) for name, spec in experiment.spec.all_evaluations.items()}
+    images = {row["step"]: row["images"] for row in rows}
     found: dict[str, dict[str, Any]] = {}
     for name, path in paths.items():
         with suppress(VaecliError):  # it is damaged, and is made again
-            found |= {} if path is None else {name: read_object(path)}
+            if path is not None:
+                evaluation = read_object(path)
+                step = int(evaluation["checkpoint"].rpartition(" ")[2])  # "best at step 100"
+                found[name] = evaluation | {"images": images.get(step, max(images.values(), default=0))}
     return found
 
 
@@ -184,6 +191,11 @@ class Figure:
         return wrong - self.published.tolerance
 
     @property
+    def is_met(self) -> bool:
+        """Return whether ours reaches the goal, in as many digits as the number is published with and three more."""
+        return self.excess is not None and round(self.excess, self.published.digits + 3) <= 0
+
+    @property
     def is_early(self) -> bool:
         """Return whether ours was taken after clearly fewer images than the published number."""
         wanted = self.published.images
@@ -201,11 +213,15 @@ class Figure:
         excess, published = self.excess, self.published
         if excess is None:
             return self.why_none or "no published number known"
-        judged = "met" if excess <= 0 else f"missed by {excess:.{published.digits}f}"
+        judged = "met" if self.is_met else f"missed by {excess:.{published.digits}f}"
         if published.images is None or not (self.is_early or self.is_late):
             return judged
-        share = 100 * self.images / published.images
-        return f"{judged}, after {f'{share:.2g}' if share < 99.5 else f'{share:,.0f}'} % of the images"
+        return f"{judged}, after {percent(self.images / published.images)} % of the images"
+
+
+def percent(share: float) -> str:
+    """Return a share in percent: two digits, or whole numbers from 99.5 on."""
+    return f"{100 * share:.2g}" if share < 0.995 else f"{100 * share:,.0f}"
 
 
 def compare(experiment: Experiment, outcomes: Sequence[Outcome]) -> dict[str, list[Figure]]:
@@ -226,8 +242,12 @@ def _figure(published: Published, value: Value, outcomes: Sequence[Outcome]) -> 
         why = "not among the runs"
     elif not any(outcome.origin for outcome in outcomes):
         why = "not run yet"
-    elif published.ours.curve is not None and published.images is not None:
+    elif published.ours.curve is not None and published.images is not None and begun < CLOSE * published.images:
         why = f"not reached yet: {begun:,} of {published.images:,.0f} images"
+    elif published.ours.curve is not None:
+        why = "the runs have no such curve"
+    elif any(published.ours.evaluation in outcome.evaluations for outcome in outcomes):
+        why = "the evaluation has no such number"
     else:
         why = "not evaluated yet"
     return Figure(published, value, None, None, 0, begun, why)
@@ -237,8 +257,9 @@ def _ours(published: Published, outcome: Outcome) -> tuple[float, int] | None:
     """Return our figure of a run, and after how many images it was taken."""
     ours = published.ours
     if ours.evaluation is not None:
-        value = outcome.evaluations.get(ours.evaluation, {}).get(ours.metric)
-        return (float(value), outcome.images) if isinstance(value, int | float) else None
+        found = outcome.evaluations.get(ours.evaluation, {})
+        value = found.get(ours.metric)
+        return (float(value), found["images"]) if isinstance(value, int | float) else None
     assert ours.curve is not None
     images, values = outcome.curve(ours.curve, ours.metric)
     if not images:

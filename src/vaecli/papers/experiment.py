@@ -7,6 +7,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,23 @@ class Experiment:
         return tuple(s for s in self.settings if self.spec.data is None or not s.startswith("data.name="))
 
     def of(self, where: Sequence[str]) -> Sweep:
-        """Return the sweep of those runs alone whose settings have these values, as `KEY=VALUE`. Raises UsageError."""
-        for key in (text.partition("=")[0] for text in where):
+        """Return the sweep of those runs alone whose settings have these values, as `KEY=VALUE`.
+
+        Several values of one key are alternatives. Raises UsageError.
+        """
+        wanted: dict[str, list[str]] = {}
+        for text in where:
+            key, equals, _ = text.partition("=")
+            if not equals:
+                raise UsageError(f"--where {text}: must be KEY=VALUE")
             if key not in self.sweep.keys:
                 raise UsageError(f"--where {key}: {self.name} does not vary it; {suggest(key, self.sweep.keys)}")
-        configs = [c for c in self.sweep.configs if _is_already(c, where)]
+            wanted.setdefault(key, []).append(text)
+        configs = [
+            config
+            for config in self.sweep.configs
+            if all(any(_is_already(config, [text]) for text in texts) for texts in wanted.values())
+        ]
         if not configs:
             raise UsageError(f"--where {' '.join(where)}: no run of {self.name} is so; --dry-run lists them")
         return replace(self.sweep, configs=tuple(configs))
@@ -108,13 +121,28 @@ def load_experiment(
         raise UsageError(f"--budget {budget}: must be a finite number of images, above 0")
     written = [f"{key}={as_yaml(value)}" for key, value in spec.runs.settings.items() if key not in own]
     base_source = beside(spec.runs.base, path)
-    base = override(override(load_config(base_source), written, str(path)), settings)
+    try:
+        base = load_config(base_source)
+    except ConfigError as error:
+        raise ConfigError([f"{path}: runs.base: {problem}" for problem in error.problems]) from error
+    base = override(override(base, written, str(path)), settings)
     varied = Spec(
         grid={key: values for key, values in spec.runs.grid.items() if key not in own},
         points=[{key: value for key, value in point.items() if key not in own} for point in spec.runs.points],
     )
     planned = plan_configs(varied if varied.grid or varied.points else Spec(points=[{}]), base, str(path), name)
-    check_where(spec, planned, varied_keys(varied), path)
+    try:
+        check_where(spec, planned, varied_keys(varied), path)
+    except ConfigError as error:
+        lost = [text for text in settings if text.partition("=")[0] in {*spec.runs.grid, *chain(*spec.runs.points)}]
+        if not lost:
+            raise
+        raise UsageError(
+            f"{' '.join(lost)}: {name} varies it, and its published numbers could not be told apart; "
+            f"to train a part of the runs use --where {lost[0]}"
+        ) from error
+    if not settings:
+        _check_numbers_have_runs(spec, planned, path)
     configs = tuple(_with_epochs(config, budget, data_dir) for config in planned)
     sweep = Sweep(
         kind="experiment",
@@ -174,6 +202,18 @@ def check_where(spec: ExperimentSpec, configs: Sequence[Config], keys: Sequence[
                 problems.append(
                     f"{path}: published.{name}.values.{i}.where: must say of which runs it is: {mixed} varies"
                 )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _check_numbers_have_runs(spec: ExperimentSpec, configs: Sequence[Config], path: Path) -> None:
+    """Refuse published numbers that no run stands beside. Raises ConfigError, naming all."""
+    problems = [
+        f"{path}: published.{name}.values.{i}.where: no run is so"
+        for name, published in spec.published.items()
+        for i, value in enumerate(published.values)
+        if not any(matches(config, value.where) for config in configs)
+    ]
     if problems:
         raise ConfigError(problems)
 

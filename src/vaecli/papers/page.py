@@ -1,6 +1,7 @@
 """The page of an experiment: report.html, report.md for the documentation, results.json and the figures."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,15 @@ import jinja2
 
 from vaecli.config.loading import dump_config
 from vaecli.config.schema import describe_settings
-from vaecli.errors import VaecliError, command_line
+from vaecli.errors import UsageError, VaecliError, command_line
 from vaecli.files import write_json, write_text
 from vaecli.papers.charts import draw
-from vaecli.papers.comparison import SEED, Figure, Outcome, compare, goal_in_words, record
+from vaecli.papers.comparison import SEED, Figure, Outcome, compare, goal_in_words, percent, record
 from vaecli.papers.experiment import Experiment
-from vaecli.papers.results import RESULTS
+from vaecli.papers.results import RESULTS, read_results
 from vaecli.papers.spec import EPOCHS
 from vaecli.reports.report import Plot, as_markdown
+from vaecli.runs.records import read_object
 
 
 def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, failed: Sequence[str] = ()) -> Any:
@@ -44,7 +46,7 @@ def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, f
         "warnings": _warnings(experiment, outcomes),
         "failed": failed,
         "plots": plots,
-        "groups": [_group(found) for found in figures.values()],
+        "groups": [_group(experiment, found) for found in figures.values()],
         "runs": [_run_in_words(experiment, outcome) for outcome in outcomes],
         "config": dump_config(experiment.sweep.base, (EPOCHS, *experiment.sweep.keys)).rstrip(),
     }
@@ -62,6 +64,25 @@ def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, f
     except OSError as error:
         raise VaecliError(f"{error.filename or out}: cannot be written: {error.strerror}") from error
     return results
+
+
+def own_results(out: Path) -> list[Path]:
+    """Return the results.json that is in a directory already, as a list: it may tell of runs that are gone."""
+    path = out / RESULTS
+    with suppress(VaecliError):  # what cannot be read is written anew
+        read_results(path)
+        return [path]
+    return []
+
+
+def check_page(experiment: Experiment, out: Path) -> None:
+    """Refuse a directory with the page of another experiment, though it may be of the same runs. Raises UsageError."""
+    try:
+        there = read_object(out / RESULTS)
+    except VaecliError:
+        return
+    if there and (there.get("experiment"), there.get("source")) != (experiment.name, experiment.spec.source):
+        raise UsageError(f"{out}: holds the page of another experiment; name another directory with --out")
 
 
 def _budget(experiment: Experiment) -> list[str]:
@@ -85,23 +106,26 @@ def _warnings(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[str]:
     found = []
     if experiment.share < 1:
         found.append(
-            f"Every run sees {experiment.budget:,.0f} images at least, {100 * experiment.share:.2g} % of the "
+            f"Every run sees {experiment.budget:,.0f} images at least, {percent(experiment.share)} % of the "
             f"{experiment.spec.budget:,.0f} of the full experiment."
         )
     if experiment.changes:
         found.append(f"Settings were changed, so this is another experiment: {', '.join(experiment.changes)}.")
     missing = sum(not outcome.is_trained for outcome in outcomes)
     if missing:
-        found.append(f"{missing} of {len(outcomes)} runs are not finished; what there is of them is shown.")
+        found.append(f"{missing} of {len(outcomes)} runs not finished yet; what there is of them is shown.")
     caveats = dict.fromkeys(o.config.caveat for o in outcomes if o.config.caveat)
     return found + [f"The bound is {caveat}." for caveat in caveats]
 
 
-def _group(figures: Sequence[Figure]) -> dict[str, Any]:
+def _group(experiment: Experiment, figures: Sequence[Figure]) -> dict[str, Any]:
     """Return what the templates show of published numbers of one kind."""
     published = figures[0].published
     ours = published.ours
-    what = f"the curve of {ours.curve} images" if ours.curve else f"evaluation {ours.evaluation} at the end"
+    what = f"the curve of {ours.curve} images"
+    if ours.evaluation is not None:
+        checkpoint = experiment.spec.all_evaluations[ours.evaluation].checkpoint
+        what = f"evaluation {ours.evaluation} of the {checkpoint} checkpoint"
     at = "" if published.images is None else f" after {published.images:,.0f} images"
     known = any(figure.value.value is not None for figure in figures)
     goal = f" Goal: {goal_in_words(published)}." if known else ""
@@ -158,7 +182,7 @@ def _results(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[
                 "images": figure.images,
                 "difference": figure.difference,
                 "tolerance": figure.published.tolerance,
-                "met": None if figure.excess is None or figure.is_early or figure.is_late else figure.excess <= 0,
+                "met": None if figure.excess is None or figure.is_early or figure.is_late else figure.is_met,
                 "late": figure.is_late,
                 "verdict": figure.verdict,
             }
@@ -173,7 +197,7 @@ def progress_in_words(results: dict[str, Any]) -> str:
     runs, figures = results["runs"], [f for f in results["figures"] if f["published"] is not None]
     finished, judged = sum(run["finished"] for run in runs), [f for f in figures if f["met"] is not None]
     share = min((run["images"] for run in runs if run["finished"]), default=0) / results["full_budget"]
-    part = "" if share >= 1 or not finished else f" after {100 * share:.2g} % of the images"
+    part = "" if share >= 1 or not finished else f" after {percent(share)} % of the images"
     text = f"{finished} of {len(runs)} runs finished{part}"
     if not figures:
         return text
@@ -181,6 +205,6 @@ def progress_in_words(results: dict[str, Any]) -> str:
     early = len(figures) - len(judged) - late
     if early == len(figures):
         return f"{text}; none of {early} published numbers reached yet"
-    text += f"; {sum(f['met'] for f in judged)} of {len(judged)} published numbers met"
-    text += f", {early} not reached yet" if early else ""
-    return text + (f", {late} after more images than theirs" if late else "")
+    text += f"; {sum(f['met'] for f in judged)} of {len(judged)} published numbers met" if judged else ""
+    text += f"{',' if judged else ';'} {early} not reached yet" if early else ""
+    return text + (f"{',' if judged or early else ';'} {late} after more images than theirs" if late else "")

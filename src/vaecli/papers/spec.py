@@ -1,6 +1,6 @@
 """The YAML of an experiment: which runs it has, what was published, and which figure of ours stands beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,14 +12,15 @@ from vaecli.config.loading import all_keys, load_yaml
 from vaecli.errors import suggest
 from vaecli.evaluation.result import AnnealedEvaluation, Evaluation, Gaps
 
+NUMBERS = (int, float, float | None)
+"""Types of what can stand beside a published number."""
 CURVES = ("elbo", "log_likelihood", "kl", "active_units")
 """The metrics that a run has of every epoch."""
 METRICS: dict[type[AnySpec], tuple[str, ...]] = {
-    EvaluationSpec: tuple(Evaluation.__annotations__),
-    AnnealingSpec: tuple(AnnealedEvaluation.__annotations__),
-    GapsSpec: tuple(Gaps.__annotations__),
+    spec: tuple(name for name, of in kind.__annotations__.items() if of in NUMBERS)
+    for spec, kind in ((EvaluationSpec, Evaluation), (AnnealingSpec, AnnealedEvaluation), (GapsSpec, Gaps))
 }
-"""What each kind of evaluation says of a run."""
+"""The numbers that each kind of evaluation has of a run."""
 EPOCHS = "training.epochs"
 """Decided by the budget."""
 Split = Literal["train", "validation"]
@@ -73,7 +74,7 @@ class Published(Section):
     """Where it was published, and how the number was read."""
     ours: Ours
     images: float | None = Field(None, gt=0)
-    """Seen in training when the number was taken; null: at the end."""
+    """Seen in training when ours is laid beside it: as in the paper, or in another schedule; null: at the end."""
     unit: str = "nats"
     digits: int = Field(2, ge=0, le=6)
     uncertainty: float | None = Field(None, ge=0)
@@ -156,15 +157,26 @@ def _problems(spec: ExperimentSpec) -> Iterator[tuple[str, str]]:
         if key not in known:
             yield f"runs.settings.{key}", f"no such setting; {suggest(key, known)}"
     yield from _epochs_in(spec.runs)
+    twice = {*spec.evaluations, *spec.annealing} & {*spec.gaps} | {*spec.evaluations} & {*spec.annealing}
+    yield from ((f"evaluations.{name}", "annealing or gaps has this name too") for name in sorted(twice))
     for name, published in spec.published.items():
         yield from ((f"published.{name}.{key}", why) for key, why in _problems_of(published, spec))
-    for i, chart in enumerate(spec.charts):
+    yield from _problems_of_charts(spec.charts, varied, spec.published)
+
+
+def _problems_of_charts(
+    charts: Sequence[Chart], varied: Collection[str], published: Collection[str]
+) -> Iterator[tuple[str, str]]:
+    """Yield what is wrong with charts: what they show is not there."""
+    for i, chart in enumerate(charts):
+        if chart.kind == "curves" and chart.metric not in CURVES:
+            yield f"charts.{i}.metric", f"no such metric of a curve, {chart.metric}; {suggest(chart.metric, CURVES)}"
         for key in filter(None, (chart.panels, chart.lines, *chart.where)):
             if key not in varied:
                 yield f"charts.{i}", f"{key} does not vary; {suggest(key, varied)}"
         for name in chart.published:
-            if name not in spec.published:
-                yield f"charts.{i}.published", f"no such published numbers, {name}; {suggest(name, spec.published)}"
+            if name not in published:
+                yield f"charts.{i}.published", f"no such published numbers, {name}; {suggest(name, published)}"
 
 
 def _epochs_in(runs: RunsSpec) -> Iterator[tuple[str, str]]:
