@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import yaml
 
@@ -17,6 +18,13 @@ def test_every_shipped_experiment_states_its_source_and_how_ours_is_judged(path)
     assert "arXiv" in spec.source or "tutorial" in spec.source
     assert all(published.source for published in spec.published.values())
     assert path.read_text().startswith(f"# vae reproduce {path.stem}")
+
+
+def test_images_that_an_experiment_asks_for_change_nothing_but_another_data_set_does(tmp_path):
+    np.save(tmp_path / "faces.npy", np.zeros((60, 28, 20), np.uint8))
+    array = load_experiment("aevb-figure-2-frey", settings=[f"data.name={tmp_path / 'faces.npy'}"])
+    assert array.changes == ()
+    assert load_experiment("aevb-figure-2-frey", settings=["data.name=mnist"]).changes == ("data.name=mnist",)
 
 
 def test_a_budget_of_images_becomes_whole_epochs_of_the_50_000_training_images():

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from vaecli.config.data_sets import is_array
 from vaecli.config.likelihoods import Support
 from vaecli.config.loading import load_config, override
 from vaecli.config.schema import Config, get_setting
@@ -48,7 +49,8 @@ class Experiment:
     @property
     def changes(self) -> tuple[str, ...]:
         """Return the settings that make it another experiment; images that it needs by path are none."""
-        return tuple(s for s in self.settings if self.spec.data is None or not s.startswith("data.name="))
+        is_given = self.spec.data is not None and is_array(self.sweep.base.data.name)
+        return tuple(text for text in self.settings if not (is_given and text.startswith("data.name=")))
 
     def of(self, where: Sequence[str]) -> Sweep:
         """Return the sweep of those runs alone whose settings have these values, as `KEY=VALUE`.
