@@ -312,6 +312,15 @@ def test_charts_of_nothing_are_left_out(vae, tmp_path, faces):
     assert "<svg" not in Path("runs/papers/mine-changed/report.html").read_text()
 
 
+def test_a_caveat_says_of_how_many_runs_it_is(vae, tmp_path, faces):
+    path = tmp_path / "mine.yaml"
+    runs = {"settings": {"data.dequantize": False}, "grid": {"model.decoder": ["bernoulli", "gaussian"]}}
+    path.write_text(yaml.safe_dump(SPEC | {"runs": runs, "published": {}, "charts": []}))
+    vae("reproduce", path, "--data", faces, "--report", "--quiet")
+    text = Path("runs/papers/mine-changed/report.md").read_text()
+    assert "- The bound of 1 of 2 runs is ill-posed: density of discrete pixels." in text
+
+
 def test_images_may_lie_where_yaml_would_read_something_else(vae, mine, faces, tmp_path):
     (tmp_path / "a: b #1").mkdir()
     odd = (tmp_path / "a: b #1" / "faces.npz").absolute()

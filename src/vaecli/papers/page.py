@@ -1,5 +1,6 @@
 """The page of an experiment: report.html, report.md for the documentation, results.json and the figures."""
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -114,8 +115,10 @@ def _warnings(experiment: Experiment, outcomes: Sequence[Outcome]) -> list[str]:
     missing = sum(not outcome.is_trained for outcome in outcomes)
     if missing:
         found.append(f"{missing} of {len(outcomes)} runs not finished yet; what there is of them is shown.")
-    caveats = dict.fromkeys(o.config.caveat for o in outcomes if o.config.caveat)
-    return found + [f"The bound is {caveat}." for caveat in caveats]
+    n, caveats = len(outcomes), Counter(o.config.caveat for o in outcomes if o.config.caveat)
+    return found + [
+        f"The bound {'' if k == n else f'of {k} of {n} runs '}is {caveat}." for caveat, k in caveats.items()
+    ]
 
 
 def _group(experiment: Experiment, figures: Sequence[Figure]) -> dict[str, Any]:
