@@ -178,7 +178,7 @@ def test_lists_may_be_panels_and_lines_and_the_page_shows_what_all_runs_share(va
     page = Path("runs/papers/mine/report.html").read_text()
     assert page.count("<svg") == 1
     assert "Settings were changed" not in page  # its images had to be given
-    assert "--budget 12345678.0" in page
+    assert "--budget 12345678.0 --data faces.npz" in page  # and nothing of where they lie here
     config = page[page.index("The config that all share") :]
     assert "latent_dim: " in config
     assert "epochs: " not in config

@@ -42,7 +42,7 @@ def write_page(experiment: Experiment, outcomes: Sequence[Outcome], out: Path, f
     content = {
         "experiment": experiment,
         "spec": experiment.spec,
-        "command": command_line("vae", "reproduce", experiment.source, *_budget(experiment), *experiment.settings),
+        "command": command_line("vae", "reproduce", experiment.source, *_given(experiment), *experiment.changes),
         "progress": progress_in_words(results),
         "warnings": _warnings(experiment, outcomes),
         "failed": failed,
@@ -86,10 +86,12 @@ def check_page(experiment: Experiment, out: Path) -> None:
         raise UsageError(f"{out}: holds the page of another experiment; name another directory with --out")
 
 
-def _budget(experiment: Experiment) -> list[str]:
-    budget = experiment.budget
-    short = f"{budget:g}"
-    return [] if experiment.share == 1 else ["--budget", short if float(short) == budget else repr(budget)]
+def _given(experiment: Experiment) -> list[str]:
+    """Return the options that it was made with; where the images lie is of this machine alone."""
+    budget, short = experiment.budget, f"{experiment.budget:g}"
+    part = [] if experiment.share == 1 else ["--budget", short if float(short) == budget else repr(budget)]
+    is_given = len(experiment.changes) < len(experiment.settings)
+    return part + (["--data", Path(experiment.sweep.base.data.name).name] if is_given else [])
 
 
 def _plots(experiment: Experiment, outcomes: Sequence[Outcome], figures: dict[str, list[Figure]]) -> list[Plot]:
